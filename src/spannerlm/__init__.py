@@ -1,0 +1,1 @@
+"""Label-efficient exploration for reinforcement learning with language models, through a sampling oracle."""

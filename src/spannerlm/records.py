@@ -1,0 +1,179 @@
+"""Frozen records that travel between oracle, explorer, ledger and run. Data only, no behaviour.
+
+Symbols: ``X`` prompts, ``n`` distinct draws, ``d`` feature dimension, ``m`` prompts of one request.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+FloatArray = NDArray[np.float64]
+IntArray = NDArray[np.int64]
+
+Info = Mapping[str, Any]
+"""Diagnostics that a request carries and its outcome brings back: JSON values only."""
+
+
+@dataclass(frozen=True, eq=False)
+class Draws:
+    """What the sampling oracle returned for one prompt: distinct responses and how often each came.
+
+    The draws are independent, so their order holds no information; a random order is a permutation.
+    """
+
+    prompt: int
+    """Index of the prompt."""
+    responses: tuple[str, ...]
+    """[n] distinct responses, in order of first appearance."""
+    counts: IntArray
+    """[n] how often each was drawn; ``counts.sum()`` oracle queries were spent."""
+    features: FloatArray
+    """[n, d] phi(x, y) of each response, not centred."""
+
+
+@dataclass(frozen=True, eq=False)
+class Generated:
+    """What a real model generated for one prompt, before any feature map has seen it."""
+
+    prompt: str
+    responses: tuple[str, ...]
+    """[n] distinct responses, in order of first appearance."""
+    counts: IntArray
+    """[n] how often each was generated."""
+    logprobs: FloatArray
+    """[n] log pi_ref(y | x) in nats, end-of-sequence included."""
+    lengths: IntArray
+    """[n] tokens, end-of-sequence included."""
+    finished: NDArray[np.bool_]
+    """[n] False where the token limit cut the response off."""
+    hidden: Mapping[str, FloatArray] = field(default_factory=dict)
+    """Pooled hidden states [n, D] by the name under which a feature map asked for them."""
+
+
+@dataclass(frozen=True)
+class Spec:
+    """What an explorer is told before it starts: sizes and budgets, never p, C_cov or the noise."""
+
+    prompt_probs: FloatArray
+    """[X] the prompt distribution rho."""
+    dim: int
+    """d, the feature dimension."""
+    labels: int
+    """T_data budget: reward labels it may buy in all."""
+    draws: int | None
+    """T_comp budget: oracle draws it may spend in all; None = no limit."""
+    batch: int
+    """Labels asked for at once, at most."""
+    beta: float | None = None
+    """KL temperature of the objective J_beta; None where a KL budget fixes it."""
+    kl: float | None = None
+    """KL budget in nats: beta is then whatever spends it."""
+    fresh: bool = False
+    """Whether a response may be labelled again, each time with fresh noise (exact environments)."""
+
+
+@dataclass(frozen=True, eq=False)
+class Tilt:
+    """A truncated softmax score to draw from: <theta, phi(x, y) - anchor>, 0 beyond nu (THEORY 3)."""
+
+    theta: FloatArray
+    """[d] reward parameter."""
+    beta: float
+    """KL temperature."""
+    anchors: FloatArray
+    """[m, d] phi(x, y') of the comparison response, one per prompt of the request."""
+    root: FloatArray
+    """[d, d] W with ||phi||_{Sigma^-1} = |W phi|."""
+    nu: float
+    """Truncation radius in that norm."""
+    bound: float
+    """M, the sampler's bound on the density ratio."""
+    delta: float
+    """The sampler's failure probability."""
+
+
+@dataclass(frozen=True, eq=False)
+class DrawRequest:
+    """Draw ``n`` responses for each prompt; with a ``tilt``, one response that its sampler accepts."""
+
+    prompts: tuple[int, ...]
+    n: int
+    tilt: Tilt | None = None
+    info: Info = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class LabelItem:
+    """One response to be rewarded; ``fresh`` asks for a further replicate if it has a label already."""
+
+    prompt: int
+    response: str
+    fresh: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class LabelRequest:
+    """Buy the rewards of these responses, all of them drawn before."""
+
+    items: tuple[LabelItem, ...]
+    info: Info = field(default_factory=dict)
+
+
+@dataclass(frozen=True, eq=False)
+class StopRequest:
+    """The explorer is done: why, and with which certificate in ``info``."""
+
+    reason: str
+    info: Info = field(default_factory=dict)
+
+
+Request = DrawRequest | LabelRequest | StopRequest
+
+
+@dataclass(frozen=True)
+class Label:
+    """What became of one label item: a value, or None for a skip or a failure."""
+
+    prompt: int
+    response: str
+    value: float | None
+    replicate: int = 0
+    """0 for the first label of this response, 1 for the next fresh one, and so on."""
+    status: str = "label"
+    """``label``, ``skip`` (the source declined) or ``failed`` (the source broke, retries used up)."""
+    charged: bool = True
+    """False where an earlier label was reused."""
+
+
+@dataclass(frozen=True, eq=False)
+class Drawn:
+    """Outcome of a draw request, or draws from elsewhere."""
+
+    draws: tuple[Draws, ...]
+    """[m] one record per prompt; with a tilt, the accepted response alone."""
+    spent: int
+    """Oracle queries that this cost, rejected ones included."""
+    exhausted: tuple[bool, ...] = ()
+    """[m] with a tilt: whether the sampler ran out and fell back to a base draw."""
+    info: Info = field(default_factory=dict)
+
+
+@dataclass(frozen=True, eq=False)
+class Labelled:
+    """Outcome of a label request, or labels from elsewhere."""
+
+    labels: tuple[Label, ...]
+    """[k] in the order of the request's items."""
+    features: FloatArray
+    """[k, d] phi(x, y) of each labelled response."""
+    info: Info = field(default_factory=dict)
+
+
+Outcome = Drawn | Labelled
+Event = Request | Outcome
+"""What an explorer's state is folded over: each request as it is issued, then its outcome."""
