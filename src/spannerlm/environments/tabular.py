@@ -1,0 +1,157 @@
+"""`TabularEnvironment`: finitely many prompts and responses, everything known exactly (THEORY 1, TESTBEDS)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from scipy.special import logsumexp
+
+from spannerlm.errors import InputError
+from spannerlm.policy import kl_divergence, tilt
+from spannerlm.records import Draws, FloatArray
+from spannerlm.rewards import NoisyReward
+
+
+@dataclass(frozen=True, eq=False)
+class TabularEnvironment:
+    """A finite environment that knows its optimum, regret and coverage.
+
+    Any finite features and rewards are accepted: norms and realizability are reported, never enforced. Every label
+    is a fresh noisy one. Raises `InputError` on wrong shapes, negative or unnormalised probabilities, beta <= 0.
+    """
+
+    prompt_probs: FloatArray
+    """[X] rho."""
+    base_probs: FloatArray
+    """[X, Y] pi_ref(y | x)."""
+    features: FloatArray
+    """[X, Y, d] phi(x, y)."""
+    mean_rewards: FloatArray
+    """[X, Y] r*(x, y)."""
+    beta: float
+    noise_std: float
+
+    def __init__(
+        self, prompt_probs: Any, base_probs: Any, features: Any, mean_rewards: Any, *, beta: float, noise_std: float
+    ) -> None:
+        arrays = {
+            "prompt_probs": _array("prompt_probs", prompt_probs, 1),
+            "base_probs": _array("base_probs", base_probs, 2),
+            "features": _array("features", features, 3),
+            "mean_rewards": _array("mean_rewards", mean_rewards, 2),
+        }
+        for name, value in {**arrays, "beta": float(beta), "noise_std": float(noise_std)}.items():
+            object.__setattr__(self, name, value)
+        self._check()
+
+    def _check(self) -> None:
+        shape = self.base_probs.shape
+        for name, got in (
+            ("prompt_probs", self.prompt_probs.shape + shape[1:]),
+            ("features", self.features.shape[:2]),
+            ("mean_rewards", self.mean_rewards.shape),
+        ):
+            if got != shape:
+                raise InputError(f"{name}: expected leading shape to match base_probs {shape}, got {got}")
+        _check_probabilities("prompt_probs", self.prompt_probs)
+        _check_probabilities("base_probs", self.base_probs)
+        if not (self.beta > 0.0 and np.isfinite(self.beta)):
+            raise InputError(f"beta: expected a positive KL temperature, got {self.beta}")
+        if not (self.noise_std >= 0.0 and np.isfinite(self.noise_std)):
+            raise InputError(f"noise_std: expected a non-negative number, got {self.noise_std}")
+
+    @property
+    def prompts(self) -> Sequence[str]:
+        """[X] the prompts' names: their indices."""
+        return [str(x) for x in range(len(self.prompt_probs))]
+
+    @property
+    def dim(self) -> int:
+        """Feature dimension d."""
+        return int(self.features.shape[-1])
+
+    def draw(self, prompts: Sequence[int], n: int, *, rng: np.random.Generator) -> tuple[Draws, ...]:
+        """[m] records of ``n`` draws each, kept as counts (the sampling oracle). Cost: n m draws."""
+        records = []
+        for x in prompts:
+            counts = rng.multinomial(n, self.base_probs[x])
+            seen = np.flatnonzero(counts)
+            records.append(Draws(int(x), tuple(map(str, seen)), counts[seen], self.features[x, seen]))
+        return tuple(records)
+
+    def reward(self, seed: int) -> NoisyReward:
+        """The rater: mean reward plus Gaussian noise keyed by (seed, prompt, response, replicate)."""
+        return NoisyReward(self._mean_reward, self.noise_std, seed)
+
+    def _mean_reward(self, prompts: Sequence[str], completions: Sequence[str]) -> list[float]:
+        return [float(self.mean_rewards[int(x), int(y)]) for x, y in zip(prompts, completions, strict=True)]
+
+    def optimal_policy(self) -> FloatArray:
+        """[X, Y] pi*_beta = pi_ref exp(r* / beta) / Z."""
+        return tilt(self.base_probs, self.mean_rewards, self.beta)
+
+    def optimal_value(self) -> float:
+        """J_beta(pi*) = beta E_x log Z(x)."""
+        log_z = logsumexp(self.mean_rewards / self.beta, axis=1, b=self.base_probs)
+        return float(self.prompt_probs @ (self.beta * log_z))
+
+    def value(self, policy: FloatArray) -> float:
+        """J_beta of a table [X, Y]: expected reward minus beta times the KL from pi_ref."""
+        table = self._policy(policy)
+        expected = np.sum(table * self.mean_rewards, axis=1)
+        return float(self.prompt_probs @ (expected - self.beta * kl_divergence(table, self.base_probs)))
+
+    def regret(self, policy: FloatArray) -> float:
+        """J_beta(pi*) - J_beta(policy) of a table [X, Y], computed as beta E_x KL(policy || pi*) (THEORY 1).
+
+        The identity makes it free of cancellation: it is accurate however small.
+        """
+        table = self._policy(policy)
+        return float(self.prompt_probs @ (self.beta * kl_divergence(table, self.optimal_policy())))
+
+    def coverage(self) -> float:
+        """C_cov = sup over prompts and responses of positive probability of pi* / pi_ref."""
+        possible = (self.base_probs > 0.0) & (self.prompt_probs[:, None] > 0.0)
+        return float(np.max(self.optimal_policy()[possible] / self.base_probs[possible]))
+
+    def realizability_gap(self) -> float:
+        """Largest reward difference, over responses of one prompt, that no theta explains (0 = realizable).
+
+        Least squares on centred features; the supremum of the residual's range over prompts.
+        """
+        centred = self.features - self.features.mean(axis=1, keepdims=True)
+        target = self.mean_rewards - self.mean_rewards.mean(axis=1, keepdims=True)
+        theta = np.linalg.lstsq(centred.reshape(-1, self.dim), target.ravel(), rcond=None)[0]
+        return float(np.max(np.ptp(target - centred @ theta, axis=1)))
+
+    def feature_norm(self) -> float:
+        """Largest |phi(x, y)|; THEORY assumes at most 1."""
+        return float(np.max(np.linalg.norm(self.features, axis=-1)))
+
+    def _policy(self, policy: FloatArray) -> FloatArray:
+        table = _array("policy", policy, 2)
+        if table.shape != self.base_probs.shape:
+            raise InputError(f"policy: expected a table of shape {self.base_probs.shape}, got {table.shape}")
+        _check_probabilities("policy", table)
+        return table
+
+
+def _array(name: str, value: Any, ndim: int) -> FloatArray:
+    array = np.asarray(value, dtype=np.float64)
+    if array.ndim != ndim or array.size == 0:
+        raise InputError(f"{name}: expected a non-empty array with {ndim} axes, got shape {array.shape}")
+    if not np.all(np.isfinite(array)):
+        raise InputError(f"{name}: expected finite numbers, got {np.sum(~np.isfinite(array))} NaN or infinite entries")
+    return array
+
+
+def _check_probabilities(name: str, array: FloatArray) -> None:
+    sums = array.sum(axis=-1)
+    if np.any(array < 0.0) or np.max(np.abs(sums - 1.0)) > 1e-9:
+        raise InputError(
+            f"{name}: expected non-negative rows that sum to 1, got minimum {array.min():.3g} and sums "
+            f"{sums.min():.9g} .. {sums.max():.9g}: normalise them"
+        )

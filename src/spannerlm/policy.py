@@ -1,0 +1,121 @@
+"""Linear-softmax and truncated-softmax policies, exact on finite sets (THEORY 1, 3).
+
+A policy here is pi_ref tilted by exp(score / beta). On a finite set its density is exact; on a real model it is
+drawn from by a sampler. All densities are computed in log space.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from scipy.optimize import brentq
+from scipy.special import log_softmax, xlogy
+
+from spannerlm.errors import InputError
+from spannerlm.records import FloatArray
+
+
+class FiniteEnvironment(Protocol):
+    """What an exact density needs of an environment: pi_ref [X, Y] and phi [X, Y, d]."""
+
+    @property
+    def base_probs(self) -> FloatArray:
+        """[X, Y] pi_ref(y | x)."""
+
+    @property
+    def features(self) -> FloatArray:
+        """[X, Y, d] phi(x, y)."""
+
+
+class Policy(Protocol):
+    """A policy over a frozen base model."""
+
+    @property
+    def theta(self) -> FloatArray:
+        """[d] reward parameter."""
+
+    def table(self, env: FiniteEnvironment) -> FloatArray:
+        """[X, Y] probabilities on a finite environment, rows summing to 1."""
+
+
+def tilt(base_probs: FloatArray, scores: FloatArray, beta: float) -> FloatArray:
+    """[..., Y] probabilities proportional to base_probs exp(scores / beta), normalised over the last axis."""
+    with np.errstate(divide="ignore"):
+        logits = np.log(base_probs) + scores / beta
+    probabilities: FloatArray = np.exp(log_softmax(logits, axis=-1))
+    return probabilities
+
+
+def kl_divergence(probs: FloatArray, base_probs: FloatArray) -> FloatArray:
+    """[...] KL(probs || base_probs) in nats over the last axis; inf where probs leaves the base's support."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratio = np.where(probs > 0.0, probs / base_probs, 1.0)
+    divergence: FloatArray = np.sum(xlogy(probs, ratio), axis=-1)
+    return divergence
+
+
+def beta_for_kl(weights: list[FloatArray], scores: list[FloatArray], kl: float) -> float:
+    """The KL temperature at which tilting by ``scores`` costs ``kl`` nats on average over prompts.
+
+    weights: per prompt, the base probabilities of its responses [n_x]; scores: per prompt [n_x]. Returns inf where
+    all scores are equal (no tilt is possible) and the smallest temperature tried where ``kl`` is beyond what the
+    support allows (the tilt is then the arg max).
+    """
+    spread = max((float(np.ptp(s)) for s in scores), default=0.0)
+    if kl < 0.0:
+        raise InputError(f"expected a KL budget of at least 0 nats, got {kl}: give a non-negative number")
+    if spread == 0.0 or kl == 0.0:
+        return float("inf")
+
+    def gap(log_beta: float) -> float:
+        costs = [kl_divergence(tilt(w, s, np.exp(log_beta)), w) for w, s in zip(weights, scores, strict=True)]
+        return float(np.mean(costs)) - kl
+
+    low, high = np.log(spread) - 12.0, np.log(spread) + 12.0
+    if gap(low) < 0.0:
+        return float(np.exp(low))
+    return float(np.exp(brentq(gap, low, high, xtol=1e-6)))
+
+
+@dataclass(frozen=True, eq=False)
+class LinearSoftmaxPolicy:
+    """pi_theta(y | x) proportional to pi_ref(y | x) exp(<theta, phi(x, y)> / beta) (THEORY 1)."""
+
+    theta: FloatArray
+    """[d]"""
+    beta: float
+
+    def table(self, env: FiniteEnvironment) -> FloatArray:
+        """[X, Y] exact probabilities on a finite environment."""
+        return tilt(env.base_probs, env.features @ self.theta, self.beta)
+
+
+@dataclass(frozen=True, eq=False)
+class TruncatedSoftmaxPolicy:
+    """The output of SpannerSampling: score <theta, phi(x, y, y')> where the pair lies in the span, else 0 (THEORY 3).
+
+    The comparison response y' is drawn from pi_ref afresh for each answer, so the policy is the average over y'.
+    """
+
+    theta: FloatArray
+    """[d]"""
+    beta: float
+    root: FloatArray
+    """[d, d] W with ||phi||_{Sigma_span^-1} = |W phi|."""
+    nu: float
+
+    def scores(self, features: FloatArray, anchor: FloatArray) -> FloatArray:
+        """[n] truncated scores of responses with features [n, d] against the comparison response's [d]."""
+        relative = features - anchor
+        norms = np.linalg.norm(relative @ self.root.T, axis=-1)
+        return np.where(norms <= self.nu, relative @ self.theta, 0.0)
+
+    def table(self, env: FiniteEnvironment) -> FloatArray:
+        """[X, Y] exact probabilities: the mean over y' ~ pi_ref of the tilts against y'. Time: X Y^2 d."""
+        table = np.zeros_like(env.base_probs)
+        for x, (base, features) in enumerate(zip(env.base_probs, env.features, strict=True)):
+            for anchor in np.flatnonzero(base):
+                table[x] += base[anchor] * tilt(base, self.scores(features, features[anchor]), self.beta)
+        return table

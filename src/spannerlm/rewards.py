@@ -1,0 +1,110 @@
+"""Reward functions, and the noise of simulated ones.
+
+A reward function has the signature that TRL users know, ``reward(prompts, completions, **columns) -> list``, with
+one finite number or None per completion. None means that there is no label: recorded as a skip, never a reward.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from scipy.special import ndtri
+
+from spannerlm.errors import RewardError
+
+RewardFunction = Callable[..., Sequence[float | None]]
+
+
+@dataclass(frozen=True)
+class NoisyReward:
+    """A simulated rater: a known mean reward plus Gaussian noise that depends only on what is labelled.
+
+    The noise of replicate k of a response is a function of (seed, prompt, response, k): a purchase that is run
+    again after a crash gives the same label, and two explorers that label the same response see the same noise.
+    """
+
+    mean: RewardFunction
+    """The noiseless reward function."""
+    std: float
+    """Standard deviation of the noise, in reward units."""
+    seed: int
+    pure: bool = True
+
+    def __call__(
+        self, prompts: Sequence[str], completions: Sequence[str], *, replicate: Sequence[int], **columns: Any
+    ) -> list[float | None]:
+        """[k] noisy labels; None stays None."""
+        means = self.mean(prompts, completions, **columns)
+        keys = zip(prompts, completions, replicate, strict=True)
+        noise = [self.std * _normal(self.seed, *key) for key in keys]
+        return [None if m is None else m + e for m, e in zip(means, noise, strict=True)]
+
+
+def _normal(seed: int, prompt: str, response: str, replicate: int) -> float:
+    """One standard normal number determined by its arguments."""
+    parts = (str(seed), prompt, response, str(replicate))
+    data = b"\x00".join(p.encode("utf-8", "surrogatepass").replace(b"\x00", b"\x00\x01") for p in parts)
+    bits = int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "big") >> 11  # 53 bits, as a float holds
+    return float(ndtri((bits + 0.5) / 2.0**53))
+
+
+def is_pure(reward: RewardFunction) -> bool:
+    """Whether the reward may be run again at no cost: it declares ``pure = True``."""
+    return bool(getattr(reward, "pure", False))
+
+
+def call_reward(
+    reward: RewardFunction, prompts: Sequence[str], completions: Sequence[str], columns: Mapping[str, Sequence[Any]]
+) -> list[float | None]:
+    """[k] checked rewards: one finite float or None per completion.
+
+    Columns are handed over by keyword: all of them where the function takes ``**kwargs``, else those it names.
+    Cost: k labels, charged by whoever calls. Raises `RewardError` where the function raises, or returns a wrong
+    length, a bool, a string, NaN or an infinity; the offending entry is named and nothing is kept.
+    """
+    try:
+        values = reward(prompts, completions, **_accepted(reward, columns))
+    except Exception as error:
+        raise RewardError(f"the reward function raised {type(error).__name__}: {error}") from error
+    return check_values(values, len(completions))
+
+
+def _accepted(reward: RewardFunction, columns: Mapping[str, Sequence[Any]]) -> dict[str, Sequence[Any]]:
+    """The columns that the function's signature has a place for."""
+    parameters = inspect.signature(reward).parameters
+    if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        return dict(columns)
+    return {name: column for name, column in columns.items() if name in parameters}
+
+
+def check_values(values: Any, expected: int) -> list[float | None]:
+    """The values as floats or None; `RewardError` names the first that is neither, or a wrong length."""
+    if isinstance(values, (str, bytes)) or not hasattr(values, "__len__") or not hasattr(values, "__iter__"):
+        raise RewardError(
+            f"expected a list of {expected} rewards, got {type(values).__name__}: return one number per completion"
+        )
+    if len(values) != expected:
+        raise RewardError(
+            f"expected {expected} rewards, one per completion, got {len(values)}: return them in the same order"
+        )
+    return [_check_value(i, value) for i, value in enumerate(values)]
+
+
+def _check_value(index: int, value: Any) -> float | None:
+    if value is None:
+        return None
+    if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, float, np.number)):
+        raise RewardError(
+            f"reward {index}: expected a number or None, got {value!r} ({type(value).__name__}): "
+            "return a float, or None for no label"
+        )
+    number = float(value)
+    if not math.isfinite(number):
+        raise RewardError(f"reward {index}: expected a finite number, got {number}: return None for no label")
+    return number
