@@ -1,0 +1,298 @@
+"""The driver: explorer, oracle, reward and ledger, one request after the other; and `explore`, its plain face.
+
+A run is a fold over its ledger. The driver asks the explorer for a request, records it, executes it, records the
+outcome, and folds both into the explorer's state; what is recorded is never decided again.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, is_dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from spannerlm.errors import InDoubtError, InputError, RewardError
+from spannerlm.explorers import Explorer
+from spannerlm.ledger import Counts, Ledger
+from spannerlm.oracle import SamplingOracle
+from spannerlm.policy import Policy, TruncatedSoftmaxPolicy
+from spannerlm.records import (
+    Drawn,
+    DrawRequest,
+    Draws,
+    FloatArray,
+    Info,
+    LabelItem,
+    Labelled,
+    LabelRequest,
+    Request,
+    Spec,
+    StopRequest,
+    Tilt,
+)
+from spannerlm.rewards import RewardFunction, call_reward, is_pure
+from spannerlm.samplers import Accepted, softmax_sampler
+
+Measure = Callable[[Policy], Info]
+"""What a row of the history says of a policy beyond its costs: its regret, its value."""
+Purpose = Literal["explore", "evaluate"]
+
+
+@dataclass(frozen=True, eq=False)
+class Result:
+    """What a run ended with."""
+
+    labels: int
+    """T_data: reward labels bought to learn."""
+    draws: int
+    """T_comp: oracle draws spent to learn."""
+    policy: Policy
+    history: list[dict[str, Any]]
+    """First row at 0 labels, then one per label batch: labels, draws, regret or value, phase, ..."""
+    reason: str
+    """Why the explorer stopped."""
+    counts: Counts
+    """Everything that was spent, evaluation included."""
+    explorer: Explorer
+    state: Any
+    """The explorer's last state."""
+    run_dir: Path | None
+
+    @property
+    def theta(self) -> FloatArray:
+        """[d] the learned reward parameter."""
+        return self.policy.theta
+
+
+@dataclass
+class Stopwatch:
+    """Seconds spent by part of a run, each counted once."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def part(self, name: str) -> Iterator[None]:
+        """Count the time of a with-block to ``name``."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+
+
+class Run:
+    """One explorer at work on one oracle, reward and ledger."""
+
+    def __init__(
+        self,
+        oracle: SamplingOracle,
+        explorer: Explorer,
+        reward: RewardFunction,
+        ledger: Ledger,
+        spec: Spec,
+        *,
+        seed: int,
+        columns: Mapping[str, Sequence[Any]] | None = None,
+        observe: Callable[[Run], None] = lambda _: None,
+    ) -> None:
+        self.oracle, self.explorer, self.reward, self.ledger = oracle, explorer, reward, ledger
+        self.spec, self.seed, self.columns, self.observe = spec, seed, dict(columns or {}), observe
+        self.measure: Measure = lambda _: {}
+        self.stopwatch = Stopwatch()
+        self.state: Any = explorer.init(spec)
+        self.history: list[dict[str, Any]] = []
+        self.evaluation_draws: tuple[Draws, ...] = ()
+        self.evaluation_labels: Labelled | None = None
+        self.reason = ""
+        self._rows: dict[tuple[int, str], FloatArray] = {}
+
+    # --- the fold ---------------------------------------------------------------------------------------------------
+
+    def replay(self) -> None:
+        """Fold everything that the ledger holds, then finish the request that was cut off, if there is one."""
+        with self.stopwatch.part("ledger"):
+            entries = self.ledger.replay()
+        for entry in entries:
+            self._fold(entry.event, entry.purpose, entry.counts)
+        unfinished = self.ledger.unfinished()
+        if unfinished is not None:
+            self._execute(*unfinished)
+
+    def explore(self) -> None:
+        """Let the explorer decide until it stops, or until it had stopped before."""
+        self._row(self.ledger.counts)
+        while not self.reason:
+            k = self.ledger.next_request
+            with self.stopwatch.part("explorer"):
+                request = self.explorer.decide(self.state, rng=np.random.default_rng([self.seed, k]))
+            if isinstance(request, StopRequest):
+                self.reason = request.reason
+                self._stop = request
+            else:
+                self._issue(k, request, "explore")
+            self.observe(self)
+
+    def stop(self) -> None:
+        """Record why the explorer stopped: the run's last row. A run that had stopped before is left as it is."""
+        if self.ledger.stopped is None:
+            self.ledger.stop(self.ledger.next_request, self._stop)
+
+    def draw_for_evaluation(self, prompts: Sequence[int], n: int) -> tuple[Draws, ...]:
+        """[m] draws that serve to measure policies; drawn once per run, counted apart from T_comp."""
+        if not self.evaluation_draws:
+            request = DrawRequest(tuple(prompts), n, info={"phase": "evaluate"})
+            self._issue(self.ledger.next_request, request, "evaluate")
+        return self.evaluation_draws
+
+    def label_for_evaluation(self, items: Sequence[LabelItem]) -> Labelled:
+        """Labels bought to measure policies, once per run: from the same budget, counted in their own column."""
+        if self.evaluation_labels is None:
+            self._issue(self.ledger.next_request, LabelRequest(tuple(items), {"phase": "evaluate"}), "evaluate")
+        assert self.evaluation_labels is not None  # folded by the line before
+        return self.evaluation_labels
+
+    def _issue(self, k: int, request: Request, purpose: Purpose) -> None:
+        with self.stopwatch.part("ledger"):
+            request = self.ledger.request(k, request, purpose=purpose)
+        self._fold(request, purpose, self.ledger.counts)
+        self._execute(k, request)
+
+    def _execute(self, k: int, request: Request) -> None:
+        """Execute a recorded request, record its outcome, fold it."""
+        purpose = self.ledger.purpose(k)
+        if isinstance(request, DrawRequest):
+            drawn = self._draw(k, request)
+            with self.stopwatch.part("ledger"):
+                drawn = self.ledger.drawn(k, drawn)
+            self._fold(drawn, purpose, self.ledger.counts)
+        elif isinstance(request, LabelRequest):
+            labelled = self._label(k, request)
+            self._fold(labelled, purpose, self.ledger.counts)
+
+    def _fold(self, event: Any, purpose: str, counts: Counts) -> None:
+        if isinstance(event, StopRequest):
+            self.reason, self._stop = event.reason, event
+        if isinstance(event, Drawn):
+            for draws in event.draws:
+                for response, phi in zip(draws.responses, draws.features, strict=True):
+                    self._rows.setdefault((draws.prompt, response), phi)
+        if purpose == "evaluate":
+            if isinstance(event, Drawn):
+                self.evaluation_draws = event.draws
+            elif isinstance(event, Labelled):
+                self.evaluation_labels = event
+            return
+        with self.stopwatch.part("explorer"):
+            if not self.history:
+                self._row(Counts())
+            self.state = self.explorer.absorb(self.state, event)
+        if isinstance(event, Labelled):
+            self._row(counts)
+
+    def _row(self, counts: Counts) -> None:
+        """Add a row to the history, unless this number of labels has one."""
+        if self.history and self.history[-1]["labels"] == counts.labels:
+            return
+        with self.stopwatch.part("explorer"):
+            policy, progress = self.explorer.policy(self.state), self.explorer.progress(self.state)
+        with self.stopwatch.part("evaluation"):
+            measured = self.measure(policy)
+        self.history.append({"labels": counts.labels, "draws": counts.draws, **measured, **progress})
+
+    # --- execution --------------------------------------------------------------------------------------------------
+
+    def _draw(self, k: int, request: DrawRequest) -> Drawn:
+        rng = np.random.default_rng([self.seed, k, 1])
+        with self.stopwatch.part("generation"):
+            if request.tilt is None:
+                draws = self.oracle.draw(request.prompts, request.n, rng=rng)
+                return Drawn(draws, request.n * len(request.prompts), info=request.info)
+            accepted = [self._accept(x, request.tilt, i, rng) for i, x in enumerate(request.prompts)]
+        draws = tuple(
+            Draws(x, a.responses, np.ones(1, dtype=np.int64), a.features)
+            for x, a in zip(request.prompts, accepted, strict=True)
+        )
+        return Drawn(draws, sum(a.spent for a in accepted), tuple(a.exhausted for a in accepted), request.info)
+
+    def _accept(self, prompt: int, tilt: Tilt, row: int, rng: np.random.Generator) -> Accepted:
+        policy = TruncatedSoftmaxPolicy(tilt.theta, tilt.beta, tilt.root, tilt.nu)
+        return softmax_sampler(
+            lambda n: self.oracle.draw([prompt], n, rng=rng)[0],
+            lambda phi: policy.scores(phi, tilt.anchors[row]) / tilt.beta,
+            bound=tilt.bound,
+            delta=tilt.delta,
+            rng=rng,
+        )
+
+    def _label(self, k: int, request: LabelRequest) -> Labelled:
+        """Claim, buy, settle: every label is on disk before the explorer hears of it."""
+        with self.stopwatch.part("ledger"):
+            claims = self.ledger.claim(k)
+        todo = [claim for claim in claims if claim.to_buy]
+        doubtful = sum(claim.in_doubt for claim in todo)
+        if doubtful and not is_pure(self.reward):
+            raise InDoubtError(
+                f"{doubtful} labels were asked for and never answered: they may have been charged. Say what becomes of "
+                "them: resume with --in-doubt rebuy (ask again, perhaps paying twice) or drop (go on without them)"
+            )
+        if todo:
+            values = self._buy(todo)
+            with self.stopwatch.part("ledger"):
+                self.ledger.reply(todo, values)
+        features = np.array([self._rows[item.prompt, item.response] for item in request.items])
+        with self.stopwatch.part("ledger"):
+            return self.ledger.labelled(k, Labelled(self.ledger.labels(k), features, request.info))
+
+    def _buy(self, claims: Sequence[Any]) -> list[float | None]:
+        prompts = [self.oracle.prompts[c.prompt] for c in claims]
+        columns = {name: [values[c.prompt] for c in claims] for name, values in self.columns.items()}
+        columns["replicate"] = [c.replicate for c in claims]
+        with self.stopwatch.part("reward"):
+            try:
+                return call_reward(self.reward, prompts, [c.response for c in claims], columns)
+            except RewardError as error:
+                self.ledger.reject(claims, str(error).encode("utf-8", "surrogatepass"), type(error).__name__)
+                raise
+
+
+def result_of(run: Run, run_dir: Path | None) -> Result:
+    """The result of a run that has stopped."""
+    counts = run.ledger.counts
+    return Result(
+        labels=counts.labels,
+        draws=counts.draws,
+        policy=run.explorer.policy(run.state),
+        history=run.history,
+        reason=run.reason,
+        counts=counts,
+        explorer=run.explorer,
+        state=run.state,
+        run_dir=run_dir,
+    )
+
+
+def explorer_meta(explorer: Explorer) -> dict[str, Any]:
+    """Name and settings of an explorer, as a ledger keeps them."""
+    settings: dict[str, Any] = {}
+    if is_dataclass(explorer) and not isinstance(explorer, type):
+        settings = asdict(explorer)
+    return {"explorer": explorer.name, "settings": settings}
+
+
+def spec_meta(spec: Spec, seed: int) -> dict[str, Any]:
+    """Budgets and seed of a run, as a ledger keeps them."""
+    budgets = {name: getattr(spec, name) for name in ("labels", "draws", "batch", "beta", "kl", "fresh", "dim")}
+    return {"seed": seed, **budgets}
+
+
+def check_budget(labels: int, draws: int | None, batch: int) -> None:
+    """Raise `InputError` on a budget that is not a positive whole number."""
+    for name, value in (("labels", labels), ("draws", draws), ("batch", batch)):
+        if value is None and name == "draws":
+            continue
+        if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
+            raise InputError(f"{name}: expected a whole number of at least 1, got {value!r}")

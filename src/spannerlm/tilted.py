@@ -1,0 +1,116 @@
+"""The learned policy on disk and on a real model: written by a run, loaded by whoever uses it, drawn from.
+
+``policy.json`` says which model, which features and which temperature; ``policy.safetensors`` holds theta. Neither
+can run code when it is read.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save
+
+from spannerlm.backends import backend
+from spannerlm.backends.oracle import ModelOracle, TextModel
+from spannerlm.errors import InputError
+from spannerlm.features import FeatureMap, feature_map
+from spannerlm.records import FloatArray
+from spannerlm.samplers import adaptive_samples
+from spannerlm.shards import durable_write, sync_folder
+
+FORMAT = 1
+"""Version of the two files' layout."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """Responses drawn from the tilted policy for one prompt, and what they cost."""
+
+    prompt: str
+    responses: tuple[str, ...]
+    """[n]"""
+    draws: int
+    """Base draws spent."""
+    exhausted: bool
+    """True where the cap on draws was hit first: the law is then only approximately the tilted one."""
+
+
+@dataclass(frozen=True, eq=False)
+class TiltedPolicy:
+    """pi_ref tilted by exp(<theta, phi> / beta), with the model that it tilts (THEORY 1)."""
+
+    theta: FloatArray
+    """[d]"""
+    beta: float
+    model: TextModel
+    features: FeatureMap
+
+    def sample(
+        self, prompts: Sequence[str], n: int, *, rng: np.random.Generator, max_draws: int = 16_384
+    ) -> tuple[Answer, ...]:
+        """[m] ``n`` responses of the policy to each prompt, by `adaptive_sampler`.
+
+        Cost: at least 64 base draws a prompt, about C (n + log(1/delta)) where the policy's density ratio reaches C,
+        ``max_draws`` at most.
+        """
+        if n < 1:
+            raise InputError(f"n: expected at least one response per prompt, got {n}")
+        oracle = ModelOracle(self.model, prompts, self.features)
+        theta = self.theta / self.beta
+        scores = [lambda phi: phi @ theta] * len(prompts)
+        found = adaptive_samples(oracle, range(len(prompts)), scores, k=n, max_draws=max_draws, rng=rng)
+        return tuple(Answer(p, a.responses, a.spent, a.exhausted) for p, a in zip(prompts, found, strict=True))
+
+
+def save_policy(directory: Path, theta: FloatArray, beta: float, about: Mapping[str, Any]) -> None:
+    """Write ``policy.safetensors`` and ``policy.json`` (``about``: model, its options, features), atomically."""
+    durable_write(directory / "policy.safetensors", save({"theta": np.ascontiguousarray(theta)}))
+    document = {"format": FORMAT, "beta": beta if np.isfinite(beta) else None, **about}
+    durable_write(directory / "policy.json", json.dumps(document, indent=1, ensure_ascii=False).encode())
+    sync_folder(directory)
+
+
+def load_policy(
+    run_dir: Path | str, *, model: TextModel | None = None, features: FeatureMap | Any = None
+) -> TiltedPolicy:
+    """The policy that a run has learned, with its model loaded; pass ``model`` or ``features`` to use your own.
+
+    A run whose features are a Python function needs ``features``. Raises `InputError` where the files are missing, not
+    of this format, or no safetensors (a pickle is refused).
+    """
+    directory = Path(run_dir)
+    about, theta = _read(directory)
+    if model is None:
+        if about.get("model") is None:
+            raise InputError(f"{directory}: this policy was learned on no real model: pass model= to sample from it")
+        name = about["model"]
+        local = directory / name
+        model = backend("huggingface").load(str(local.resolve()) if local.exists() else name, **about["options"])
+    if features is None:
+        features = about.get("features")
+    if features is None:
+        raise InputError(f"{directory}: this policy's features are a Python function: pass features= as in the run")
+    phi = feature_map(features, getattr(model, "hidden_size", None))
+    if phi.dim != len(theta):
+        raise InputError(f"{directory}: theta has {len(theta)} entries, the features {phi.dim}: not the run's features")
+    beta = about["beta"]
+    return TiltedPolicy(theta, float("inf") if beta is None else float(beta), model, phi)
+
+
+def _read(directory: Path) -> tuple[dict[str, Any], FloatArray]:
+    try:
+        about = json.loads((directory / "policy.json").read_text(encoding="utf-8"))
+        theta = load_file(directory / "policy.safetensors")["theta"].astype(np.float64)
+    except FileNotFoundError as error:
+        raise InputError(f"{directory}: expected a finished run, found no {Path(error.filename).name}") from error
+    except (json.JSONDecodeError, UnicodeDecodeError, SafetensorError, KeyError) as error:
+        raise InputError(f"{directory}: policy files are not what a run writes ({error}): run it again") from error
+    if not isinstance(about, dict) or about.get("format") != FORMAT:
+        raise InputError(f"{directory}: expected policy.json of format {FORMAT}: made by another version?")
+    return about, theta
