@@ -13,21 +13,13 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.stats import norm, t
 
+from spannerlm.coverage import Interval
 from spannerlm.explorers.learner import Learner
-from spannerlm.policy import beta_for_kl, kl_divergence, tilt
+from spannerlm.policy import beta_for_kl, kl_divergence, padded, tilt
 from spannerlm.records import Draws, FloatArray, IntArray
 from spannerlm.regression import LabelStats, Posterior, fit_labels
 
 CONFIDENCE = 0.95
-
-
-@dataclass(frozen=True)
-class Interval:
-    """An estimate with its 95 % interval; nan where undefined."""
-
-    value: float
-    low: float
-    high: float
 
 
 def mean_interval(values: FloatArray) -> Interval:
@@ -42,61 +34,61 @@ def mean_interval(values: FloatArray) -> Interval:
 
 @dataclass(frozen=True, eq=False)
 class Tilted:
-    """A policy on a pool of draws at one temperature."""
+    """A policy on a pool of draws at one temperature; rows are padded with zeros to equal length."""
 
-    weights: tuple[FloatArray, ...]
-    """Per prompt [n_x]: probability of each distinct response under the tilted policy."""
-    base: tuple[FloatArray, ...]
-    """Per prompt [n_x]: its draw frequency."""
+    weights: FloatArray
+    """[X, n] probability of each distinct response under the tilted policy."""
+    base: FloatArray
+    """[X, n] its draw frequency."""
     beta: float
 
     @property
     def kl(self) -> float:
         """Mean over prompts of the KL from the draws' frequencies, in nats."""
-        return float(np.mean([kl_divergence(q, w) for q, w in zip(self.weights, self.base, strict=True)]))
+        return float(np.mean(kl_divergence(self.weights, self.base)))
 
     def draws_per_answer(self) -> FloatArray:
         """[X] largest density ratio on the prompt's draws: base draws per accepted response under rejection."""
-        return np.array([float(np.max(q / w)) for q, w in zip(self.weights, self.base, strict=True)])
+        ratios = np.divide(self.weights, self.base, out=np.zeros_like(self.base), where=self.base > 0.0)
+        return np.asarray(ratios.max(axis=1))
 
-    def mean(self, values: Sequence[FloatArray]) -> FloatArray:
-        """[X] expectation per prompt of values given per distinct response."""
-        return np.array([float(q @ v) for q, v in zip(self.weights, values, strict=True)])
+    def mean(self, values: FloatArray) -> FloatArray:
+        """[X] expectation per prompt of values [X, n] given per distinct response."""
+        return np.asarray(np.sum(self.weights * values, axis=1))
 
 
-@dataclass(frozen=True, eq=False)
 class EvaluationPool:
     """Draws of held-out prompts on which policies are compared."""
 
-    draws: tuple[Draws, ...]
+    def __init__(self, draws: Sequence[Draws]) -> None:
+        self.draws = tuple(draws)
+        self.base = padded([d.counts / d.counts.sum() for d in self.draws])
+        """[X, n] how often each distinct response was drawn, as a share; 0 where a row is shorter."""
 
-    def frequencies(self) -> tuple[FloatArray, ...]:
-        """Per prompt [n_x]: how often each distinct response was drawn, as a share."""
-        return tuple(d.counts / d.counts.sum() for d in self.draws)
+    def scores(self, theta: FloatArray) -> FloatArray:
+        """[X, n] <theta, phi>."""
+        return padded([d.features @ theta for d in self.draws])
 
-    def scores(self, theta: FloatArray) -> list[FloatArray]:
-        """Per prompt [n_x]: <theta, phi>."""
-        return [d.features @ theta for d in self.draws]
+    def centres(self) -> FloatArray:
+        """[X, d] mean feature of each prompt's draws."""
+        return np.array([d.counts @ d.features / d.counts.sum() for d in self.draws])
 
-    def at_kl(self, scores: Sequence[FloatArray], kl: float) -> Tilted:
-        """The policy tilted by these scores, at the temperature where it costs ``kl`` nats on average."""
-        base = self.frequencies()
-        return self.at_beta(scores, beta_for_kl(list(base), list(scores), kl))
+    def at_kl(self, scores: FloatArray, kl: float) -> Tilted:
+        """The policy tilted by scores [X, n], at the temperature where it costs ``kl`` nats on average."""
+        return self.at_beta(scores, beta_for_kl(self.base, scores, kl))
 
-    def at_beta(self, scores: Sequence[FloatArray], beta: float) -> Tilted:
-        """The policy tilted by these scores at temperature ``beta``; inf is the base model."""
-        base = self.frequencies()
-        return Tilted(tuple(tilt(w, s, beta) for w, s in zip(base, scores, strict=True)), base, beta)
+    def at_beta(self, scores: FloatArray, beta: float) -> Tilted:
+        """The policy tilted by scores [X, n] at temperature ``beta``; inf is the base model."""
+        return Tilted(tilt(self.base, scores, beta), self.base, beta)
 
 
-def predicted_value(posterior: Posterior, pool: EvaluationPool, tilted: Tilted, centres: FloatArray) -> Interval:
-    """Posterior prediction of the mean reward of a tilted policy: mu + <theta, E_q phi - centre>, per prompt.
+def predicted_value(posterior: Posterior, pool: EvaluationPool, tilted: Tilted) -> Interval:
+    """Posterior prediction of the mean reward of a tilted policy: mu + <theta, E_q phi - centre>, over prompts.
 
-    centres [m, d]: mean feature of the base model's draws, by prompt of the pool. The interval holds what the posterior
-    of theta and mu leaves open; a misfit of the features is not in it. Cost: none.
+    The interval holds what the posterior of theta and mu leaves open; a misfit of the features is not in it. Cost: none.
     """
-    means = np.array([q @ d.features for q, d in zip(tilted.weights, pool.draws, strict=True)])  # [m, d]
-    shift = (means - centres).mean(axis=0)
+    means = np.array([q[: len(d.features)] @ d.features for q, d in zip(tilted.weights, pool.draws, strict=True)])
+    shift = (means - pool.centres()).mean(axis=0)  # [d]
     value = posterior.intercept + float(shift @ posterior.mean)
     variance = posterior.noise_std**2 * float(shift @ np.linalg.solve(posterior.precision(), shift))
     half = float(norm.ppf(0.5 + CONFIDENCE / 2.0)) * np.sqrt(variance + posterior.intercept_std**2)
@@ -118,27 +110,24 @@ class Sampled:
 def sampling_plan(tilted: Tilted, size: int, *, rng: np.random.Generator) -> tuple[IntArray, IntArray]:
     """([k] prompt rows, [k] response rows) to label: prompts in turn, responses from half base, half tilted policy."""
     prompts = np.resize(rng.permutation(len(tilted.base)), size)
-    rows = [rng.choice(len(tilted.base[x]), p=0.5 * (tilted.base[x] + tilted.weights[x])) for x in prompts]
+    mixture = 0.5 * (tilted.base + tilted.weights)
+    rows = [rng.choice(mixture.shape[1], p=mixture[x] / mixture[x].sum()) for x in prompts]
     return prompts, np.array(rows, dtype=np.int64)
 
 
-def off_policy_value(sampled: Sampled, plan: Tilted, target: Tilted, model: Sequence[FloatArray]) -> Interval:
+def off_policy_value(sampled: Sampled, plan: Tilted, target: Tilted, model: FloatArray) -> Interval:
     """Doubly robust value of ``target`` from labels of responses sampled by ``sampling_plan(plan)``.
 
-    ``model``: per prompt [n_x], a prediction of each response's reward made without these labels. The estimate is the
-    prediction's mean under the target plus the mean of importance-weighted residuals, weights at most 2 sup q / (w + q)
-    <= 2 where target is plan: unbiased for the pool whatever the prediction, and narrow where it is good. Cost: none
-    beyond the labels given.
+    ``model`` [X, n]: a prediction of each response's reward made without these labels. The estimate is the prediction's
+    mean under the target plus the mean of importance-weighted residuals, weights at most 2 where target is plan or the
+    base: unbiased for the pool whatever the prediction (where every prompt is labelled equally often), and narrow where
+    it is good. Cost: none beyond the labels given.
     """
-    predicted = target.mean(model)
-    ratios = []
-    for x, i in zip(sampled.prompts, sampled.rows, strict=True):
-        ratios.append(target.weights[x][i] / (0.5 * (plan.base[x][i] + plan.weights[x][i])))
-    fitted = np.array([model[x][i] for x, i in zip(sampled.prompts, sampled.rows, strict=True)])
-    residuals = np.array(ratios) * (sampled.values - fitted)
-    interval = mean_interval(residuals)
-    offset = float(np.mean(predicted))
-    return Interval(offset + interval.value, offset + interval.low, offset + interval.high)
+    at = sampled.prompts, sampled.rows
+    ratios = target.weights[at] / (0.5 * (plan.base[at] + plan.weights[at]))
+    corrections = mean_interval(ratios * (sampled.values - model[at]))
+    offset = float(np.mean(target.mean(model)))
+    return Interval(offset + corrections.value, offset + corrections.low, offset + corrections.high)
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ drawn from by a sampler. All densities are computed in log space.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -56,24 +57,32 @@ def kl_divergence(probs: FloatArray, base_probs: FloatArray) -> FloatArray:
     return divergence
 
 
-def beta_for_kl(weights: list[FloatArray], scores: list[FloatArray], kl: float) -> float:
-    """The KL temperature at which tilting by ``scores`` costs ``kl`` nats on average over prompts.
+def padded(rows: Sequence[FloatArray]) -> FloatArray:
+    """[X, n] the rows [n_x] of different lengths, filled up with zeros: a response of base probability 0 has no weight."""
+    table = np.zeros((len(rows), max((len(row) for row in rows), default=0)))
+    for x, row in enumerate(rows):
+        table[x, : len(row)] = row
+    return table
 
-    weights: per prompt, the base probabilities of its responses [n_x]; scores: per prompt [n_x]. Returns inf where
-    all scores are equal (no tilt is possible) and the smallest temperature tried where ``kl`` is beyond what the
-    support allows (the tilt is then the arg max).
+
+def beta_for_kl(base_probs: FloatArray, scores: FloatArray, kl: float) -> float:
+    """The KL temperature at which tilting base_probs [X, n] by scores [X, n] costs ``kl`` nats on average over X.
+
+    Returns inf where every prompt's scores are equal (no tilt is possible) and the smallest temperature tried where
+    ``kl`` is beyond what the support allows (the tilt is then the arg max). Raises `InputError` for a negative budget.
     """
-    spread = max((float(np.ptp(s)) for s in scores), default=0.0)
-    if kl < 0.0:
+    if not kl >= 0.0:
         raise InputError(f"expected a KL budget of at least 0 nats, got {kl}: give a non-negative number")
-    if spread == 0.0 or kl == 0.0:
+    inside = base_probs > 0.0
+    spread = np.max(scores, axis=1, where=inside, initial=-np.inf) - np.min(scores, axis=1, where=inside, initial=np.inf)
+    if kl == 0.0 or not np.any(spread > 0.0):
         return float("inf")
 
     def gap(log_beta: float) -> float:
-        costs = [kl_divergence(tilt(w, s, np.exp(log_beta)), w) for w, s in zip(weights, scores, strict=True)]
-        return float(np.mean(costs)) - kl
+        return float(np.mean(kl_divergence(tilt(base_probs, scores, np.exp(log_beta)), base_probs))) - kl
 
-    low, high = np.log(spread) - 12.0, np.log(spread) + 12.0
+    widest = np.log(np.max(spread))
+    low, high = widest - 12.0, widest + 12.0
     if gap(low) < 0.0:
         return float(np.exp(low))
     return float(np.exp(brentq(gap, low, high, xtol=1e-6)))

@@ -40,7 +40,7 @@ class NoisyReward:
         self, prompts: Sequence[str], completions: Sequence[str], *, replicate: Sequence[int], **columns: Any
     ) -> list[float | None]:
         """[k] noisy labels; None stays None."""
-        means = self.mean(prompts, completions, **columns)
+        means = call_reward(self.mean, prompts, completions, columns)
         keys = zip(prompts, completions, replicate, strict=True)
         noise = [self.std * _normal(self.seed, *key) for key in keys]
         return [None if m is None else m + e for m, e in zip(means, noise, strict=True)]

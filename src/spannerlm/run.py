@@ -26,6 +26,7 @@ from spannerlm.records import (
     Draws,
     FloatArray,
     Info,
+    Label,
     LabelItem,
     Labelled,
     LabelRequest,
@@ -107,6 +108,8 @@ class Run:
         self.history: list[dict[str, Any]] = []
         self.evaluation_draws: tuple[Draws, ...] = ()
         self.evaluation_labels: Labelled | None = None
+        self.exploration_draws: list[Draws] = []
+        self.labels_seen: list[tuple[Label, FloatArray]] = []
         self.reason = ""
         self._rows: dict[tuple[int, str], FloatArray] = {}
 
@@ -186,6 +189,10 @@ class Run:
             elif isinstance(event, Labelled):
                 self.evaluation_labels = event
             return
+        if isinstance(event, Drawn) and not event.exhausted:
+            self.exploration_draws += event.draws
+        if isinstance(event, Labelled):
+            self.labels_seen += [(a, phi) for a, phi in zip(event.labels, event.features, strict=True) if a.charged]
         with self.stopwatch.part("explorer"):
             if not self.history:
                 self._row(Counts())

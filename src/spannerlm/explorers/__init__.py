@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from spannerlm.errors import InputError
 from spannerlm.explorers.passive import Passive
@@ -11,7 +12,7 @@ from spannerlm.explorers.random_singles import RandomSingles
 from spannerlm.explorers.spanner_adaptive import AdaptiveSpannerSampling
 from spannerlm.explorers.spanner_sampling import SpannerSampling, TheorySpannerSampling
 
-EXPLORERS: dict[str, Callable[[], Explorer]] = {
+EXPLORERS: dict[str, Callable[..., Explorer]] = {
     "spanner-sampling": SpannerSampling,
     "passive": Passive,
     "random-singles": RandomSingles,
@@ -19,13 +20,19 @@ EXPLORERS: dict[str, Callable[[], Explorer]] = {
 """Name -> function that builds the explorer with its defaults."""
 
 
-def explorer_by_name(explorer: str | Explorer) -> Explorer:
-    """The explorer of that name with its defaults, or the instance itself; `InputError` names the known ones."""
+def explorer_by_name(explorer: str | Explorer, settings: Mapping[str, Any] | None = None) -> Explorer:
+    """The explorer of that name with these settings, or the instance itself.
+
+    `InputError` names the known explorers, or what is wrong with a setting.
+    """
     if not isinstance(explorer, str):
         return explorer
     if explorer not in EXPLORERS:
         raise InputError(f"explorer: expected one of {', '.join(sorted(EXPLORERS))}, got {explorer!r}")
-    return EXPLORERS[explorer]()
+    try:
+        return EXPLORERS[explorer](**(settings or {}))
+    except TypeError as error:
+        raise InputError(f"explorer {explorer!r}: a setting is not one it has: {error}") from error
 
 
 __all__ = [

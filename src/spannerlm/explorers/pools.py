@@ -8,7 +8,7 @@ from types import MappingProxyType
 import numpy as np
 
 from spannerlm.explorers.learner import Learner
-from spannerlm.policy import LinearSoftmaxPolicy, Policy, beta_for_kl
+from spannerlm.policy import LinearSoftmaxPolicy, Policy, beta_for_kl, padded
 from spannerlm.records import DrawRequest, Draws, FloatArray, IntArray, Request, Spec, StopRequest
 
 Pools = Mapping[int, Draws]
@@ -79,5 +79,7 @@ def temperature(learner: Learner, pools: Pools, theta: FloatArray) -> float:
     spec = learner.spec
     if spec.beta is not None:
         return spec.beta
-    weights = [draws.counts / draws.counts.sum() for draws in pools.values()]
-    return beta_for_kl(weights, [draws.features @ theta for draws in pools.values()], spec.kl or 0.0)
+    if not pools:
+        return float("inf")
+    weights = padded([draws.counts / draws.counts.sum() for draws in pools.values()])
+    return beta_for_kl(weights, padded([draws.features @ theta for draws in pools.values()]), spec.kl or 0.0)

@@ -1,0 +1,220 @@
+"""A configured run: model, prompts, features, reward and explorer put together, run, measured and written down.
+
+`run_job` creates a run directory or goes on with one: everything that was bought or drawn is read from its ledger, the
+rest is derived from it again.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import time
+from collections.abc import Callable, Mapping
+from functools import partial
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from spannerlm.backends.oracle import ModelOracle
+from spannerlm.config import RunConfig, dump_config, load_config
+from spannerlm.errors import InputError
+from spannerlm.evaluation import EvaluationPool
+from spannerlm.explorers import Explorer, explorer_by_name
+from spannerlm.features import FeatureMap, feature_map
+from spannerlm.ledger import Ledger
+from spannerlm.measures import LabelMeasure, Measure, Measured, measure_truth
+from spannerlm.progress import Progress
+from spannerlm.records import Spec
+from spannerlm.report import write_report
+from spannerlm.run import Run, Stopwatch, explorer_meta, spec_meta
+from spannerlm.shards import durable_write, sync_folder
+from spannerlm.summary import summarise
+from spannerlm.tasks import Task, load_model, load_task, model_options
+from spannerlm.tilted import save_policy
+
+DRAWS_PER_PROMPT = 512
+"""Default draws budget per explored prompt: what the default run affords within a minute and a half."""
+
+Observer = Callable[[Progress], None]
+
+
+def run_job(config: RunConfig, directory: Path, observer: Observer = lambda _: None) -> dict[str, Any]:
+    """The report of a run in ``directory``, created or continued: run.db, policy, figures, report.html are there.
+
+    Cost: ``config.labels`` labels at most, ``config.draws`` draws to learn, ``evaluation.draws`` per held-out prompt.
+    """
+    return Job(config, directory, observer).run()
+
+
+def resume_job(directory: Path, observer: Observer = lambda _: None, in_doubt: str | None = None) -> dict[str, Any]:
+    """The report of the run in ``directory``, continued where it was cut off.
+
+    ``in_doubt``: what becomes of labels that were asked for and never answered, ``rebuy`` or ``drop``.
+    """
+    if not (directory / "config.yaml").exists():
+        raise InputError(
+            f"{directory}: expected a run directory, found no config.yaml in it: see `spannerlm run --out`"
+        )
+    config = load_config(directory / "config.yaml")
+    if in_doubt is not None:
+        with Ledger.open(directory) as ledger:
+            ledger.settle_in_doubt("rebuy" if in_doubt == "rebuy" else "drop")
+    return run_job(config, directory, observer)
+
+
+def load_report(directory: Path) -> dict[str, Any]:
+    """The stored rows of a finished run."""
+    path = directory / "report.json"
+    if not path.exists():
+        raise InputError(f"{directory}: expected a finished run, found no report.json: `spannerlm resume` finishes it")
+    report: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return report
+
+
+class Job:
+    """One configured run; its parts are built once, in the order of the way data flows."""
+
+    def __init__(self, config: RunConfig, directory: Path, observer: Observer) -> None:
+        self.config, self.directory, self.observer = config, directory, observer
+        self.started = time.perf_counter()
+        self.stopwatch = Stopwatch()
+
+    def run(self) -> dict[str, Any]:
+        """The report: everything bought is on disk before it returns."""
+        config = self.config
+        task = load_task(config)
+        explorer = build_explorer(config)
+        self.directory.mkdir(parents=True, exist_ok=True)
+        self._write("config.yaml", dump_config(config).encode())
+        self._tell("load the model")
+        with self.stopwatch.part("load"):
+            model = load_model(config, task)
+            phi = feature_map(config.features, getattr(model, "hidden_size", None))
+        oracle = ModelOracle(model, task.prompts, phi)
+        spec = spec_of(config, task, phi)
+        meta = {**spec_meta(spec, config.seed), **explorer_meta(explorer), **self._meta(task, phi)}
+        notes = {"versions": versions(), "platform": platform.platform()}
+        ledger = Ledger.open(self.directory, meta=meta, prompts=task.prompts, columns=task.columns, notes=notes)
+        with ledger:
+            run = Run(oracle, explorer, task.reward, ledger, spec, seed=config.seed, columns=task.columns)
+            run.stopwatch, run.observe = self.stopwatch, self._observe
+            measured = self._explore(run, task)
+            run.stop()
+            return self._finish(run, task, phi, measured)
+
+    def _explore(self, run: Run, task: Task) -> Measured:
+        """Evaluation draws first, so that the value can be followed; then the explorer until it stops."""
+        config = self.config
+        rows = range(len(task.train), len(task.train) + min(len(task.heldout), config.evaluation.max_prompts))
+        measured = Measured(run, config.kl, partial(self._measure, task, run))
+        run.measure = measured.policy
+        run.replay()
+        if rows:
+            self._tell("draw held-out responses", run)
+            run.draw_for_evaluation(rows, config.evaluation.draws)
+        run.explore()
+        if config.eval_labels:
+            measured.buy(config.eval_labels, seed=config.seed)
+        return measured
+
+    def _measure(self, task: Task, run: Run, pool: EvaluationPool) -> Measure:
+        if task.truth is None:
+            return LabelMeasure(pool, run)
+        with self.stopwatch.part("reward"):
+            return measure_truth(pool, task.truth, task.prompts, task.columns)
+
+    def _finish(self, run: Run, task: Task, phi: FeatureMap, measured: Measured) -> dict[str, Any]:
+        self._tell("compare with random labels", run)
+        report = summarise(run, task, self.config, measured)
+        beta = float(getattr(run.explorer.policy(run.state), "beta", float("nan")))
+        about = {"model": task.model, "options": model_options(self.config, task), "features": phi.spec()}
+        save_policy(self.directory, run.explorer.policy(run.state).theta, beta, about)
+        self._tell("write the report", run)
+        report["timings"] = {**self.stopwatch.seconds, "total": time.perf_counter() - self.started}
+        report["versions"] = versions()
+        with self.stopwatch.part("report"):
+            write_report(self.directory, report)
+        report["timings"] = {**self.stopwatch.seconds, "total": time.perf_counter() - self.started}
+        self._write("report.json", json.dumps(plain(report), indent=1).encode())
+        return report
+
+    def _meta(self, task: Task, phi: FeatureMap) -> dict[str, Any]:
+        """What else decides the run: the model, its options and the features."""
+        return {"model": task.model, "options": model_options(self.config, task), "features": phi.spec()}
+
+    def _write(self, name: str, data: bytes) -> None:
+        durable_write(self.directory / name, data)
+        sync_folder(self.directory)
+
+    def _observe(self, run: Run) -> None:
+        self._tell(str(run.history[-1].get("phase", "")) if run.history else "", run)
+
+    def _tell(self, phase: str, run: Run | None = None) -> None:
+        elapsed = time.perf_counter() - self.started
+        budget = self.config.labels
+        if run is None:
+            self.observer(Progress(phase, 0, 0, budget, elapsed_s=elapsed))
+            return
+        counts, row = run.ledger.counts, run.history[-1] if run.history else {}
+        labels = counts.labels + counts.eval_labels
+        left = elapsed / labels * (budget - labels) if labels else None
+        progress = Progress(
+            phase=phase,
+            draws=counts.draws,
+            labels=labels,
+            budget=budget,
+            pairs=row.get("pairs"),
+            certificate=row.get("certificate"),
+            value=row.get("value"),
+            value_name=f"held-out value at KL = {self.config.kl:g}",
+            elapsed_s=elapsed,
+            remaining_s=left,
+        )
+        self.observer(progress)
+
+
+def build_explorer(config: RunConfig) -> Explorer:
+    """The explorer that the configuration names, with its settings; `InputError` for a setting it does not have."""
+    return explorer_by_name(config.explorer, config.explorer_settings)
+
+
+def spec_of(config: RunConfig, task: Task, phi: FeatureMap) -> Spec:
+    """Budgets and prompt distribution: uniform over the train prompts, none on held-out ones."""
+    probs = np.zeros(len(task.prompts))
+    probs[: len(task.train)] = 1.0 / len(task.train)
+    explored = min(len(task.train), config.max_prompts)
+    return Spec(
+        prompt_probs=probs,
+        dim=phi.dim,
+        labels=config.labels - config.eval_labels,
+        draws=config.draws or DRAWS_PER_PROMPT * explored,
+        batch=config.batch,
+        beta=config.beta,
+        kl=None if config.beta is not None else config.kl,
+    )
+
+
+def versions() -> dict[str, str]:
+    """Versions of what decides the numbers."""
+    found = {"python": platform.python_version()}
+    for name in ("spannerlm", "numpy", "scipy", "torch", "transformers"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+def plain(value: Any) -> Any:
+    """The value as JSON can hold it: NumPy numbers unwrapped, NaN and infinities as null."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple, np.ndarray)):
+        return [plain(item) for item in value]
+    if isinstance(value, (float, np.floating)):
+        return float(value) if np.isfinite(value) else None
+    if isinstance(value, np.integer):
+        return int(value)
+    return value

@@ -1,0 +1,261 @@
+"""The stored rows of a finished run: everything its report shows, computed once (the schema of ``report.json``).
+
+Baselines share the run's own draws and its reward, with ledgers of their own in memory: they cost the user nothing, and
+are made only where the true reward is free.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from spannerlm.config import RunConfig
+from spannerlm.coverage import Interval, draws_needed
+from spannerlm.evaluation import Fit, Tilted, cross_validated_fit, knee, off_policy_value
+from spannerlm.explorers import RandomSingles
+from spannerlm.ledger import Ledger
+from spannerlm.measures import UNDEFINED, Measure, Measured
+from spannerlm.oracle import RecordedOracle
+from spannerlm.policy import Policy
+from spannerlm.records import FloatArray
+from spannerlm.run import Run
+from spannerlm.tasks import Task
+
+KLS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 2.5, 3.0, 4.0)
+"""KL budgets in nats of the value curve; beyond 4 the draws of one prompt hold too few good responses to tell."""
+REPLIES = 3
+"""Prompts shown, and replies of each before and after."""
+BASELINE = "random-singles"
+BASELINE_ROWS = 20
+"""Label batches of the random baseline: as many rows as its curve needs."""
+MORE = 10
+"""The random baseline is followed to this many times the labels."""
+
+
+def summarise(run: Run, task: Task, config: RunConfig, measured: Measured) -> dict[str, Any]:
+    """The report mapping of a run that has stopped. No draws and no labels beyond the baselines' own."""
+    policy = run.explorer.policy(run.state)
+    learner = run.explorer.learner(run.state)
+    counts = run.ledger.counts
+    report: dict[str, Any] = {
+        "title": f"{task.name}: {run.explorer.name} with {counts.labels} labels",
+        "model": task.model_name,
+        "task": task.name,
+        "explorer": run.explorer.name,
+        "seed": config.seed,
+        "kl": config.kl,
+        "reward_name": task.reward_name,
+        "true_reward_free": task.truth is not None,
+        "counts": asdict(counts),
+        "history": run.history,
+        "reason": run.reason,
+        **spectrum(learner.covariance),
+        "fit": _fit(run, config.seed),
+        "baselines": {},
+        "table": [],
+        "value_against_kl": {},
+        "recommended": None,
+        "draws_per_answer": [],
+        "replies": [],
+        "estimates": [],
+    }
+    measure = measured.measure
+    if measure is None:
+        return report
+    random = _baselines(run, task, config, measured)
+    board = Board(measure, config.kl)
+    curve = board.curve(measure.pool.scores(policy.theta))
+    recommended = recommend(curve, board, measure.pool.scores(policy.theta))
+    return {
+        **report,
+        "baselines": {BASELINE: random[-1].history} if random else {},
+        "table": board.table(run, random),
+        "value_against_kl": {run.explorer.name: curve, **board.other_curves(random)},
+        "recommended": recommended,
+        "draws_per_answer": board.per_prompt(measure.pool.scores(policy.theta), recommended["kl"]),
+        "replies": _replies(board, policy, task, rng=np.random.default_rng([config.seed, 13])),
+        "estimates": _estimates(run, measured, policy),
+    }
+
+
+def spectrum(covariance: FloatArray) -> dict[str, Any]:
+    """Eigenvalues of the covariance of relative features, falling, and their effective rank (exp of the entropy).
+
+    Relative features phi(x, y, y') have twice this covariance: one factor for all, so the shape is the same.
+    """
+    values = np.maximum(np.linalg.eigvalsh(2.0 * covariance)[::-1], 0.0)
+    shares = values[values > 0.0] / values.sum() if values.sum() > 0.0 else np.array([1.0])
+    return {"spectrum": values.tolist(), "effective_rank": float(np.exp(-np.sum(shares * np.log(shares))))}
+
+
+@dataclass(frozen=True, eq=False)
+class Baseline:
+    """A random-labels run on the same draws."""
+
+    history: list[dict[str, Any]]
+    theta: FloatArray
+    """[d] at its last label."""
+
+
+@dataclass(frozen=True)
+class Board:
+    """Values of policies at one KL and along a range of them, on the same held-out draws."""
+
+    measure: Measure
+    kl: float
+
+    def point(self, tilted: Tilted) -> dict[str, Any]:
+        """KL, value with interval, and draws per accepted response of one policy."""
+        per_answer = float(np.mean(tilted.draws_per_answer()))
+        return {"kl": tilted.kl, **asdict(self.measure.value(tilted)), "draws_per_answer": per_answer}
+
+    def curve(self, scores: FloatArray) -> list[dict[str, Any]]:
+        """One point per KL budget for the policy tilted by scores [X, n]."""
+        return [{**self.point(self.measure.pool.at_kl(scores, kl)), "kl": kl} for kl in KLS]
+
+    def per_prompt(self, scores: FloatArray, kl: float) -> list[float]:
+        """[X] draws per accepted response at this KL budget."""
+        return [float(c) for c in self.measure.pool.at_kl(scores, kl).draws_per_answer()]
+
+    def table(self, run: Run, random: tuple[Baseline, ...]) -> list[dict[str, Any]]:
+        """Base model, random at the same and at ten times the labels, the explorer, the optimum: at equal KL."""
+        pool, counts = self.measure.pool, run.ledger.counts
+        base = self.point(pool.at_beta(np.zeros_like(pool.base), float("inf")))
+        rows = [{"name": "base model", "labels": 0, "draws": 0, **base}]
+        for name, other in zip(("random, same labels", f"random, {MORE}x labels"), random, strict=False):
+            last = other.history[-1]
+            rows.append({"name": name, "labels": last["labels"], "draws": last["draws"], **self._tilted(other.theta)})
+        own = self._tilted(run.explorer.policy(run.state).theta)
+        rows.append({"name": run.explorer.name, "labels": counts.labels, "draws": counts.draws, **own})
+        truth = self.measure.rewards()
+        if truth is not None:
+            best = self.point(pool.at_kl(truth, self.kl))
+            rows.append({"name": "true-reward optimum", "labels": None, "draws": None, **best})
+        return rows
+
+    def _tilted(self, theta: FloatArray) -> dict[str, Any]:
+        return self.point(self.measure.pool.at_kl(self.measure.pool.scores(theta), self.kl))
+
+    def other_curves(self, random: tuple[Baseline, ...]) -> dict[str, list[dict[str, Any]]]:
+        """Value against KL of random labels, as many, and of the optimum, where known."""
+        pool, truth = self.measure.pool, self.measure.rewards()
+        curves = {}
+        if random:
+            curves["random, same labels"] = self.curve(pool.scores(random[0].theta))
+        if truth is not None:
+            curves["true-reward optimum"] = self.curve(truth)
+        return curves
+
+
+def _baselines(run: Run, task: Task, config: RunConfig, measured: Measured) -> tuple[Baseline, ...]:
+    """Random singles with the run's labels and with ten times as many; none where the true reward is not free."""
+    labels = run.ledger.counts.labels
+    if not config.baselines or task.truth is None or labels == 0:
+        return ()
+    with run.stopwatch.part("baselines"):
+        return tuple(_random_labels(run, task, config, measured, times * labels) for times in (1, MORE))
+
+
+def _random_labels(run: Run, task: Task, config: RunConfig, measured: Measured, labels: int) -> Baseline:
+    """Random singles on the run's own draws; its draws cost no model call."""
+    oracle = RecordedOracle(task.prompts, run.exploration_draws)
+    explored = np.unique([draws.prompt for draws in run.exploration_draws])
+    probs = np.zeros_like(run.spec.prompt_probs)
+    probs[explored] = run.spec.prompt_probs[explored] / run.spec.prompt_probs[explored].sum()
+    batch = max(run.spec.batch, labels // BASELINE_ROWS)
+    spec = replace(run.spec, prompt_probs=probs, labels=labels, draws=None, batch=batch)
+    with Ledger.open(None, meta={}, prompts=task.prompts, columns=task.columns) as ledger:
+        other = Run(oracle, RandomSingles(), task.reward, ledger, spec, seed=config.seed, columns=task.columns)
+        other.measure = measured.policy
+        other.explore()
+        return Baseline(other.history, other.explorer.policy(other.state).theta)
+
+
+def recommend(curve: list[dict[str, Any]], board: Board, scores: FloatArray) -> dict[str, Any]:
+    """The KL at the knee of the value curve, what it is worth and what one answer costs there."""
+    kls = np.array([row["kl"] for row in curve])
+    values = np.array([row["value"] for row in curve])
+    row = curve[knee(kls, values)]
+    tilted = board.measure.pool.at_kl(scores, row["kl"])
+    scans = [
+        draws_needed(
+            np.log(q[w > 0.0] / w[w > 0.0], where=q[w > 0.0] > 0.0, out=np.full(int((w > 0.0).sum()), -np.inf)),
+            d.counts,
+        )
+        for q, w, d in zip(tilted.weights, tilted.base, board.measure.pool.draws, strict=True)
+    ]
+    gained = values[-1] - values[0]
+    share = (row["value"] - values[0]) / gained if gained > 0.0 else float("nan")
+    reason = (
+        f"the knee of the curve: {share:.0%} of what KL = {kls[-1]:g} nats gains over the base model, and beyond it "
+        "each nat buys less than the average nat"
+        if gained > 0.0
+        else "the curve gains nothing over the base model"
+    )
+    return {**row, "beta": tilted.beta, "draws_per_scan": float(np.mean(scans)), "reason": reason}
+
+
+def _replies(board: Board, policy: Policy, task: Task, *, rng: np.random.Generator) -> list[dict[str, Any]]:
+    """For the first held-out prompts, replies drawn from the base model and from the learned policy."""
+    pool, truth = board.measure.pool, board.measure.rewards()
+    tilted = pool.at_kl(pool.scores(policy.theta), board.kl)
+    shown = []
+    for x, draws in enumerate(pool.draws[:REPLIES]):
+
+        def some(weights: FloatArray, x: int = x) -> list[dict[str, Any]]:
+            rows = rng.choice(weights.shape[1], size=REPLIES, p=weights[x] / weights[x].sum())
+            texts = pool.draws[x].responses
+            return [{"text": texts[i], "reward": None if truth is None else float(truth[x, i])} for i in rows]
+
+        shown.append({"prompt": task.prompts[draws.prompt], "before": some(pool.base), "after": some(tilted.weights)})
+    return shown
+
+
+def _fit(run: Run, seed: int) -> dict[str, Any]:
+    """Cross-validated fit of the features, and what it means in words."""
+    rows = [(label.prompt, phi, label.value) for label, phi in run.labels_seen if label.value is not None]
+    prompts = np.array([x for x, _, _ in rows], dtype=np.int64)
+    features = np.array([phi for _, phi, _ in rows]).reshape(len(rows), run.spec.dim)
+    values = np.array([v for _, _, v in rows], dtype=np.float64)
+    fit = cross_validated_fit(
+        run.explorer.learner(run.state), prompts, features, values, rng=np.random.default_rng([seed, 17])
+    )
+    return {**asdict(fit.r2), "r2": fit.r2.value, "labels": fit.labels, "folds": fit.folds, "noise_std": fit.noise_std,
+            "reading": _reading(fit)}  # fmt: skip
+
+
+def _reading(fit: Fit) -> str:
+    if not np.isfinite(fit.r2.value):
+        return "too few different labels to tell whether the features explain this reward"
+    share = f"the features explain {fit.r2.value:.0%} of the variance of labels left out of the fit"
+    if fit.r2.low > 0.3:
+        return f"yes: {share}"
+    if fit.r2.high < 0.1:
+        return f"no: {share}; try other features before buying more labels"
+    return f"partly, or too few labels to tell: {share}"
+
+
+def _estimates(run: Run, measured: Measured, policy: Policy) -> list[dict[str, Any]]:
+    """What the run's own labels say of the learned policy's value, where the true reward is not free."""
+    measure = measured.measure
+    posterior = run.explorer.learner(run.state).posterior
+    if measure is None or (measure.rewards() is not None and measured.sampled is None):
+        return []
+    tilted = measured.tilted(policy)
+    note = "by the regression on the explorer's labels; holds as far as the features explain the reward"
+    found = [] if measure.rewards() is not None else [_estimate("posterior prediction", measure.value(tilted), note)]
+    if measured.sampled is not None and measured.plan is not None and posterior is not None:
+        scores = measure.pool.scores(policy.theta)
+        model = posterior.intercept + scores - np.sum(measure.pool.base * scores, axis=1, keepdims=True)
+        note = f"doubly robust, from {len(measured.sampled.values)} labels bought for it on held-out prompts"
+        base = measure.pool.at_beta(scores, float("inf"))
+        for name, target in (("base model", base), ("learned policy", tilted)):
+            value = off_policy_value(measured.sampled, measured.plan, target, model)
+            found.append(_estimate(f"off-policy estimate, {name}", value, note))
+    return found
+
+
+def _estimate(name: str, value: Interval = UNDEFINED, note: str = "") -> dict[str, Any]:
+    return {"name": name, **asdict(value), "note": note}

@@ -1,0 +1,117 @@
+"""What is explored: a bundled task or the user's own model, prompts and reward, as a configuration names them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from spannerlm import bundled
+from spannerlm.backends import backend
+from spannerlm.config import RunConfig
+from spannerlm.errors import InputError
+from spannerlm.inputs import load_reward, read_prompts
+from spannerlm.rewards import NoisyReward, RewardFunction
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is explored: prompts, and the reward that labels come from."""
+
+    name: str
+    model: str
+    """Hub id or local path."""
+    model_name: str
+    """What to call it in a report: the hub id, the directory's name, or the bundled task's."""
+    train: tuple[str, ...]
+    heldout: tuple[str, ...]
+    columns: Mapping[str, tuple[Any, ...]]
+    """[X] per column, train prompts first, then held-out ones."""
+    reward: RewardFunction
+    """Gives labels; noisy where the true reward is free."""
+    truth: RewardFunction | None
+    """The true mean reward where it is free and pure."""
+    reward_name: str
+    max_new_tokens: int | None
+    stop: tuple[str, ...]
+
+    @property
+    def prompts(self) -> tuple[str, ...]:
+        """[X] all prompts, train first."""
+        return self.train + self.heldout
+
+
+def load_task(config: RunConfig) -> Task:
+    """The bundled task or the user's own, prompts split and the reward loaded. No draws, no labels."""
+    base = bundled.load(config.task) if config.task is not None else None
+    train, heldout, columns = _prompts(config, base)
+    function: RewardFunction = load_reward(config.reward) if config.reward is not None else _bundled(base).reward
+    noise = config.reward_noise
+    if noise is None:
+        noise = base.noise_std if base is not None and config.reward is None else 0.0
+    truth = function if config.free else None
+    return Task(
+        name=config.task or "own",
+        model=config.model or str(_bundled(base).model_path),
+        model_name=Path(config.model).name if config.model is not None else f"{config.task} (bundled)",
+        train=train,
+        heldout=heldout,
+        columns=columns,
+        reward=function if truth is None else NoisyReward(truth, noise, config.seed),
+        truth=truth,
+        reward_name=config.reward or f"{config.task}, label noise {noise:g}",
+        max_new_tokens=config.generation.max_new_tokens or (base.max_new_tokens if base is not None else None),
+        stop=config.generation.stop or (base.stop if base is not None else ()),
+    )
+
+
+def _bundled(base: bundled.BundledTask | None) -> bundled.BundledTask:
+    if base is None:
+        raise InputError("expected model, prompts and reward, or a bundled task: set task: helpdesk, or all three")
+    return base
+
+
+Split = tuple[tuple[str, ...], tuple[str, ...], dict[str, tuple[Any, ...]]]
+
+
+def _prompts(config: RunConfig, base: bundled.BundledTask | None) -> Split:
+    """Train prompts, held-out prompts, and their columns one behind the other."""
+    if config.prompts is None:
+        task = _bundled(base)
+        return task.train_prompts, task.heldout_prompts, {}
+    found = read_prompts(config.prompts, config.prompt_column)
+    if config.heldout is not None:
+        other = read_prompts(config.heldout, config.prompt_column)
+        shared = [name for name in found.columns if name in other.columns]
+        return found.texts, other.texts, {name: found.columns[name] + other.columns[name] for name in shared}
+    order = np.random.default_rng([config.seed, 7]).permutation(len(found.texts))
+    size = round(config.heldout_fraction * len(order)) if len(order) > 1 else 0
+    rows = np.sort(order[size:]).tolist() + np.sort(order[:size]).tolist()
+    texts = [found.texts[i] for i in rows]
+    cut = len(texts) - size
+    columns = {name: tuple(column[i] for i in rows) for name, column in found.columns.items()}
+    return tuple(texts[:cut]), tuple(texts[cut:]), columns
+
+
+def model_options(config: RunConfig, task: Task) -> dict[str, Any]:
+    """Keyword arguments of the back end's ``load``."""
+    generation = config.generation
+    return {
+        "device": generation.device,
+        "dtype": generation.dtype,
+        "revision": generation.revision,
+        "trust_remote_code": generation.trust_remote_code,
+        "chat_template": generation.chat_template,
+        "system": generation.system_prompt,
+        "max_new_tokens": task.max_new_tokens,
+        "stop": list(task.stop),
+        "batch_size": generation.batch_size,
+    }
+
+
+def load_model(config: RunConfig, task: Task) -> Any:
+    """The loaded back end."""
+    return backend("huggingface").load(task.model, **model_options(config, task))
