@@ -1,0 +1,208 @@
+"""What the rows of a journal add up to: claims, labels, what is unfinished, and the counts T_comp and T_data.
+
+A pure fold: ``Books.apply`` takes one row after the other, and nothing else changes it. The running ledger, a
+reopened one and a replay of history hold the same books because they apply the same rows. RELIABILITY: the ledger.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+from spannerlm.records import Label, LabelItem
+
+PURPOSES = ("explore", "evaluate")
+"""What a request is for; the two are counted in columns of their own."""
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What a run has spent. Counted here and nowhere else."""
+
+    draws: int = 0
+    """T_comp: oracle draws spent to learn, rejected ones included."""
+    labels: int = 0
+    """T_data: labels bought to learn, each with a value."""
+    eval_draws: int = 0
+    """Oracle draws spent to evaluate."""
+    eval_labels: int = 0
+    """Labels bought to evaluate."""
+    skips: int = 0
+    """Claims that the source declined; their charge is kept."""
+    failed: int = 0
+    """Claims whose source broke, or that were dropped while in doubt."""
+    in_doubt: int = 0
+    """Claims without a reply so far: perhaps charged."""
+    free: int = 0
+    """Those of ``failed`` that are known not to have been charged."""
+    reused: int = 0
+    """Items answered by an earlier label of the same response; they cost nothing."""
+    rebought: int = 0
+    """Claims sent a second time at the user's word, perhaps charged twice; not part of ``charged``."""
+
+    @property
+    def charged(self) -> int:
+        """Claims that count against the label budget: to learn and to evaluate, answered, declined, failed or open."""
+        return self.labels + self.eval_labels + self.skips + self.failed + self.in_doubt - self.free
+
+
+@dataclass(slots=True)
+class Purchase:
+    """One claim and what became of it."""
+
+    key: str
+    request: int
+    position: int
+    prompt: int
+    response: str
+    rater: str
+    replicate: int
+    purpose: str
+    status: str | None = None
+    """None (unanswered), ``label``, ``skip`` or ``failed``."""
+    value: float | None = None
+    reason: str = ""
+    charged: bool = True
+    again: bool = False
+    """Whether it may be sent again although it is in doubt (``settle_in_doubt("rebuy")``)."""
+    attempts: int = 0
+    """Attempts recorded as failed."""
+    not_before: float = 0.0
+    """Clock time before which the next attempt should not be made."""
+
+    @property
+    def answer(self) -> tuple[str | None, float | None]:
+        """What later replies are compared with."""
+        return self.status, self.value
+
+
+@dataclass
+class Books:
+    """The state of a ledger after some of its rows."""
+
+    identities: list[bytes] = field(default_factory=list)
+    """[X] what tells prompts apart: equal ones share their labels."""
+    requests: int = 0
+    """How many requests there are: the number of the next one."""
+    current: int | None = None
+    """Number of the request that has no outcome yet."""
+    current_row: int = 0
+    """Its sequence number."""
+    purposes: list[str] = field(default_factory=list)
+    """[requests] what each is for."""
+    asks: str = ""
+    """What it asks for: ``draw`` or ``label``."""
+    items: tuple[LabelItem, ...] = ()
+    """Items of the last request, if it asks for labels."""
+    lines: dict[int, Purchase] = field(default_factory=dict)
+    """The last label request: by position, the claim that answers it."""
+    purchases: dict[str, Purchase] = field(default_factory=dict)
+    """Every claim by its key, in order."""
+    replicates: dict[tuple[bytes, str, str], list[Purchase]] = field(default_factory=dict)
+    """Claims of one prompt, response and rater, in order of replicate."""
+    unanswered: dict[str, Purchase] = field(default_factory=dict)
+    stopped: int | None = None
+    """Sequence number of the last stop request."""
+    notes: dict[str, Any] = field(default_factory=dict)
+    tally: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def counts(self) -> Counts:
+        """What was spent up to here."""
+        return Counts(in_doubt=len(self.unanswered), **self.tally)
+
+    def apply(self, seq: int, kind: str, k: int, body: dict[str, Any]) -> None:
+        """Enter one row."""
+        if kind == "request":
+            self._request(seq, k, body)
+        elif kind == "claim":
+            self._claim(k, body)
+        elif kind == "drawn":
+            self.tally["draws" if self.purposes[k] == "explore" else "eval_draws"] += body["spent"]
+            self.current = None
+        elif kind == "labelled":
+            self.current = None
+        elif kind != "rejected":  # the bytes of a reply that was refused are evidence, and change nothing
+            getattr(self, f"_{kind}")(body)
+
+    def labels(self) -> tuple[Label, ...]:
+        """Return the labels of the last request that are answered, in the order of its items."""
+        return tuple(self.label(position) for position in sorted(self.lines) if self.lines[position].status is not None)
+
+    def label(self, position: int) -> Label:
+        """Return what became of one item of the last request; its claim must be answered."""
+        item, bought = self.items[position], self.lines[position]
+        return Label(
+            prompt=item.prompt,
+            response=item.response,
+            value=bought.value,
+            replicate=bought.replicate,
+            status=bought.status or "",
+            charged=bought.charged and self.buys(position),
+        )
+
+    def buys(self, position: int) -> bool:
+        """Whether this item of the last request is the one that its claim was made for."""
+        bought = self.lines[position]
+        return bought.request == self.requests - 1 and bought.position == position
+
+    def _open(self, body: dict[str, Any]) -> None:
+        self.identities = [bytes.fromhex(digest) for digest in body["identities"]]
+        self.notes = body["notes"]
+
+    def _note(self, body: dict[str, Any]) -> None:
+        self.notes = body["notes"]
+
+    def _request(self, seq: int, k: int, body: dict[str, Any]) -> None:
+        self.requests = k + 1
+        self.purposes.append(body["purpose"])
+        self.lines = {}
+        self.items = ()
+        if body["type"] == "stop":
+            self.stopped = seq
+            return
+        self.current, self.current_row, self.asks = k, seq, body["type"]
+        if body["type"] == "label":
+            self.items = tuple(LabelItem(x, text, fresh) for x, text, fresh in body["items"])
+
+    def _claim(self, k: int, body: dict[str, Any]) -> None:
+        rater, purpose = body["rater"], self.purposes[k]
+        for position, key, replicate in zip(body["at"], body["keys"], body["replicates"], strict=True):
+            bought = self.purchases.get(key)
+            if bought is None:
+                item = self.items[position]
+                bought = Purchase(key, k, position, item.prompt, item.response, rater, replicate, purpose)
+                self.purchases[key] = self.unanswered[key] = bought
+                self.replicates.setdefault((self.identities[item.prompt], item.response, rater), []).append(bought)
+            else:
+                self.tally["reused"] += 1
+            self.lines[position] = bought
+
+    def _reply(self, body: dict[str, Any]) -> None:
+        for key, reply in zip(body["keys"], body["replies"], strict=True):
+            bought = self.unanswered.pop(key)
+            if reply is None:
+                bought.status = "skip"
+                self.tally["skips"] += 1
+            elif isinstance(reply, dict):
+                bought.status, bought.reason, bought.charged = "failed", reply["failed"], reply["charged"]
+                self.tally["failed"] += 1
+                self.tally["free"] += not bought.charged
+            else:
+                bought.status, bought.value = "label", reply
+                self.tally["labels" if bought.purpose == "explore" else "eval_labels"] += 1
+
+    def _rebuy(self, body: dict[str, Any]) -> None:
+        for key in body["keys"]:
+            self.purchases[key].again = True
+
+    def _resent(self, body: dict[str, Any]) -> None:
+        for key in body["keys"]:
+            self.purchases[key].again = False  # the user's word is good for one more sending
+            self.tally["rebought"] += 1
+
+    def _attempt(self, body: dict[str, Any]) -> None:
+        for key in body["keys"]:
+            self.purchases[key].attempts += 1
+            self.purchases[key].not_before = body["not_before"]

@@ -1,0 +1,135 @@
+"""Which claim answers which item of a label request (RELIABILITY: claims, duplicates, replicates, faults 11 and 17)."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from numbers import Real
+from typing import Any
+
+from spannerlm.books import Books
+from spannerlm.codec import Json, canonical, check_text, text_bytes
+from spannerlm.errors import InputError
+from spannerlm.records import Label
+
+
+@dataclass(frozen=True)
+class Failed:
+    """The reply for a claim whose source broke and will not be tried again."""
+
+    reason: str
+    charged: bool = True
+    """False only where it is certain that the request never reached the source."""
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """What buys, or has bought, the label of one item of a request."""
+
+    key: str
+    """Hex sha256 of prompt, response, rater and replicate: the idempotency key."""
+    request: int
+    """Number k of the request that the item is of."""
+    position: int
+    """Index of the item in that request."""
+    prompt: int
+    response: str
+    rater: str
+    replicate: int
+    label: Label | None
+    """What became of it; None while unanswered. ``label.charged`` is False where an earlier label is reused."""
+    in_doubt: bool
+    """Unanswered and committed before this call: it may have been sent, and charged."""
+    duplicate: bool
+    """Whether an earlier item, of this request or another, made the claim that answers this one."""
+    attempts: int
+    """Failed attempts so far (``Ledger.attempt``)."""
+    not_before: float
+    """Clock time before which it should not be tried again."""
+
+    @property
+    def to_buy(self) -> bool:
+        """Whether this item is to be sent to the reward: unanswered, and each claim once."""
+        return self.label is None and not self.duplicate
+
+
+def plan(books: Books, at: Sequence[int], rater: str) -> Json:
+    """Return the row of claims for these positions of the current request: which key answers each."""
+    planned: Counter[tuple[bytes, str, str]] = Counter()
+    keys, replicates = [], []
+    for item in (books.items[i] for i in at):
+        identity = books.identities[item.prompt]
+        slot = (identity, item.response, rater)
+        known = books.replicates.get(slot, ())
+        number = len(known) + planned[slot]
+        if item.fresh or not number:
+            planned[slot] += 1
+        else:  # the first with a value, if any has one
+            number = next((bought.replicate for bought in known if bought.status == "label"), 0)
+        replicates.append(number)
+        keys.append(_key(identity, item.response, rater, number))
+    return {"rater": rater, "at": list(at), "keys": keys, "replicates": replicates}
+
+
+def claim_of(books: Books, position: int, *, doubt: bool) -> Claim:
+    """Return the claim that answers one item of the current request; ``doubt``: whether it was made before."""
+    bought, item = books.lines[position], books.items[position]
+    answered = bought.status is not None
+    return Claim(
+        key=bought.key,
+        request=books.requests - 1,
+        position=position,
+        prompt=item.prompt,
+        response=item.response,
+        rater=bought.rater,
+        replicate=bought.replicate,
+        label=books.label(position) if answered else None,
+        in_doubt=doubt and not answered,
+        duplicate=not books.buys(position),
+        attempts=bought.attempts,
+        not_before=bought.not_before,
+    )
+
+
+def identities_of(prompts: Sequence[str], columns: Mapping[str, Sequence[Any]]) -> list[str]:
+    """Return [X] hex digests that are equal where prompt and columns are."""
+    for name, column in columns.items():
+        if len(column) != len(prompts):
+            raise InputError(f"column {name!r}: expected {len(prompts)} values, one per prompt, got {len(column)}")
+    digests = []
+    for x, prompt in enumerate(prompts):
+        check_text(prompt, f"prompts[{x}]")
+        row = canonical({name: column[x] for name, column in columns.items()})
+        digests.append(hashlib.sha256(f"{len(row)} ".encode() + row + text_bytes(prompt)).hexdigest())
+    return digests
+
+
+def _key(identity: bytes, response: str, rater: str, replicate: int) -> str:
+    """Return the hex idempotency key of one purchase; lengths in front keep the parts apart."""
+    name = text_bytes(rater)
+    return hashlib.sha256(identity + f"{len(name)} {replicate} ".encode() + name + text_bytes(response)).hexdigest()
+
+
+def plain_reply(value: object, number: int) -> float | Json | None:
+    """Return a reply as it is stored; InputError names the entry unless it is a finite number, None or Failed."""
+    if value is None:
+        return None
+    if isinstance(value, Failed):
+        return {"failed": str(value.reason), "charged": bool(value.charged)}
+    if isinstance(value, Real) and not isinstance(value, bool):
+        with contextlib.suppress(OverflowError):  # an int beyond the largest float
+            plain = float(value)
+            if math.isfinite(plain):
+                return plain
+    raise InputError(f"values[{number}]: expected a finite number, None (skip) or Failed, got {value!r:.80}")
+
+
+def answer_of(reply: float | Json | None) -> tuple[str | None, float | None]:
+    """Return (status, value) of a reply as it is stored."""
+    if reply is None:
+        return "skip", None
+    return ("failed", None) if isinstance(reply, dict) else ("label", reply)

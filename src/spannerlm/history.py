@@ -1,0 +1,176 @@
+"""Requests and outcomes as rows of a journal, and the past read back from them, bit for bit.
+
+Where the bulk of an event lies: in memory by reference; on disk in the row, and draws beyond ``INLINE_LIMIT`` in a
+parquet shard that the row vouches for. What is read back does not depend on which. RELIABILITY: the same ledger.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from spannerlm.books import Books, Counts
+from spannerlm.codec import Json, canonical, compact, pack, parse, request_from, unpack
+from spannerlm.journal import Journal, Row
+from spannerlm.records import Drawn, Draws, Event, FloatArray, Labelled, Request
+from spannerlm.shards import Shard, read_shard, split_draws, write_shard
+
+DRAWS = "draws"
+"""Folder of the shards within a run directory."""
+INLINE_LIMIT = 64 * 2**10
+"""Bytes up to which draws stay in their row: a file of their own would cost three more fsyncs."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One event of the past."""
+
+    k: int
+    """Number of the request that it is, or answers."""
+    purpose: str
+    """``explore`` or ``evaluate``."""
+    event: Event
+    counts: Counts
+    """What had been spent once it was recorded."""
+
+
+class History:
+    """The events of one journal; ``directory`` is None in memory."""
+
+    def __init__(self, journal: Journal, directory: Path | None) -> None:
+        self.journal = journal
+        self.directory = directory
+        self._kept: dict[int, Any] = {}  # in memory: arrays or draws of a row, by reference
+
+    def append(self, kind: str, k: int, body: Json, arrays: Sequence[FloatArray] = ()) -> int:
+        """Return the sequence number of a new row with this body and these arrays, durable."""
+        if self.directory is not None:
+            return self.journal.append(kind, k, canonical(body), pack(arrays) if arrays else None)
+        seq = self.journal.append(kind, k, canonical(body))
+        if arrays:
+            self._kept[seq] = tuple(arrays)
+        return seq
+
+    def append_drawn(self, k: int, body: Json, draws: Sequence[Draws]) -> int:
+        """Return the sequence number of a new ``drawn`` row with these draws, durable: a shard before its row."""
+        body = {**body, "prompts": [record.prompt for record in draws]}
+        body["sizes"] = [len(record.responses) for record in draws]
+        if self.directory is None:
+            seq = self.journal.append("drawn", k, canonical(body))
+            self._kept[seq] = tuple(draws)
+            return seq
+        features = _stacked(draws)
+        texts = [text for record in draws for text in record.responses]
+        if features.nbytes + 8 * len(texts) + sum(map(len, texts)) > INLINE_LIMIT:
+            shard = write_shard(self.directory / DRAWS, f"{k:08d}.parquet", draws, features, trace=self.journal.trace)
+            return self.journal.append("drawn", k, canonical({**body, "shard": asdict(shard)}))
+        counts = [int(count) for record in draws for count in record.counts]
+        inline = canonical({**body, "responses": texts, "counts": counts})
+        return self.journal.append("drawn", k, inline, pack([features]))
+
+    def request(self, seq: int) -> Request:
+        """Return the request in row ``seq``."""
+        row = self.journal.row(seq)
+        return request_from(parse(row.body), self._arrays(row))
+
+    def bodies(self) -> Iterator[tuple[Row, Json]]:
+        """Yield every row with its body, in order, without reading features."""
+        return ((row, parse(row.body)) for row in self.journal.rows())
+
+    def replay(self) -> Iterator[Entry]:
+        """Yield every event in order."""
+        for row, _, event, books in self._events():
+            if event is not None:
+                yield Entry(row.k, books.purposes[row.k], event, books.counts)
+
+    def export(self) -> Iterator[str]:
+        """Yield canonical JSON lines: what the run was told, then requests, draws and labels in order."""
+        books = Books()
+        for row, body, event, books in self._events():
+            if row.kind == "open":
+                yield _line("open", meta=body["meta"], prompts=_sha256(canonical(body["identities"])))
+            elif row.kind == "request":
+                yield _line("request", k=row.k, request=body, arrays=[_digest(array) for array in self._arrays(row)])
+            elif isinstance(event, Drawn):
+                yield from (_draws_line(row.k, record) for record in event.draws)
+                yield _line("drawn", k=row.k, **{name: body[name] for name in ("spent", "exhausted", "info")})
+            elif isinstance(event, Labelled):
+                yield from _label_lines(row.k, books)
+                yield _line("labelled", k=row.k, info=body["info"], features=_digest(event.features))
+        if books.current is not None:
+            yield from _label_lines(books.current, books)
+
+    def _events(self) -> Iterator[tuple[Row, Json, Event | None, Books]]:
+        """Yield each row, its body, its event if it is one, and the books after it."""
+        books = Books()
+        for row, body in self.bodies():
+            books.apply(row.seq, row.kind, row.k, body)
+            yield row, body, self._event(row, body, books), books
+
+    def _event(self, row: Row, body: Json, books: Books) -> Event | None:
+        if row.kind == "request":
+            return request_from(body, self._arrays(row))
+        if row.kind == "drawn":
+            return Drawn(self._draws(row, body), body["spent"], tuple(body["exhausted"]), body["info"])
+        if row.kind == "labelled":
+            return Labelled(books.labels(), self._arrays(row)[0], body["info"])
+        return None
+
+    def _arrays(self, row: Row) -> tuple[FloatArray, ...]:
+        if self.directory is None:
+            kept: tuple[FloatArray, ...] = self._kept.get(row.seq, ())
+            return kept
+        return () if row.blob is None else unpack(row.blob)
+
+    def _draws(self, row: Row, body: Json) -> tuple[Draws, ...]:
+        if self.directory is None:
+            kept: tuple[Draws, ...] = self._kept[row.seq]
+            return kept
+        prompts, sizes = body["prompts"], body["sizes"]
+        if "shard" in body:
+            return read_shard(self.directory / DRAWS, Shard(**body["shard"]), prompts, sizes)
+        return split_draws(prompts, sizes, body["responses"], body["counts"], self._arrays(row)[0])
+
+
+def _stacked(draws: Sequence[Draws]) -> FloatArray:
+    """Return [n, d] the features of all draws, in the type in which they are stored."""
+    if not draws:
+        return np.zeros((0, 0))
+    return compact(np.concatenate([record.features for record in draws]))
+
+
+def _line(kind: str, **values: Any) -> str:
+    return canonical({"type": kind, **values}).decode("ascii")
+
+
+def _draws_line(k: int, record: Draws) -> str:
+    counts = [int(count) for count in record.counts]
+    return _line(
+        "draws",
+        k=k,
+        prompt=record.prompt,
+        responses=list(record.responses),
+        counts=counts,
+        features=_digest(record.features),
+    )
+
+
+def _label_lines(k: int, books: Books) -> Iterator[str]:
+    for position, bought in sorted(books.lines.items()):
+        if bought.status is not None:
+            label = vars(books.label(position))
+            yield _line("label", k=k, key=bought.key, rater=bought.rater, reason=bought.reason, **label)
+
+
+def _digest(array: FloatArray) -> str:
+    """Return a hex digest of an array's shape and float64 values."""
+    return _sha256(f"{list(array.shape)}".encode() + np.ascontiguousarray(array, "<f8").tobytes())
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
