@@ -85,7 +85,7 @@ class EvaluationPool:
 def predicted_value(posterior: Posterior, pool: EvaluationPool, tilted: Tilted) -> Interval:
     """Posterior prediction of the mean reward of a tilted policy: mu + <theta, E_q phi - centre>, over prompts.
 
-    The interval holds what the posterior of theta and mu leaves open; a misfit of the features is not in it. Cost: none.
+    The interval holds what the posterior of theta and mu leaves open, not a misfit of the features. Cost: none.
     """
     means = np.array([q[: len(d.features)] @ d.features for q, d in zip(tilted.weights, pool.draws, strict=True)])
     shift = (means - pool.centres()).mean(axis=0)  # [d]

@@ -23,13 +23,13 @@ from spannerlm.errors import InputError
 from spannerlm.evaluation import EvaluationPool
 from spannerlm.explorers import Explorer, explorer_by_name
 from spannerlm.features import FeatureMap, feature_map
+from spannerlm.files import durable_write, sync_folder
 from spannerlm.ledger import Ledger
 from spannerlm.measures import LabelMeasure, Measure, Measured, measure_truth
 from spannerlm.progress import Progress
 from spannerlm.records import Spec
 from spannerlm.report import write_report
 from spannerlm.run import Run, Stopwatch, explorer_meta, spec_meta
-from spannerlm.shards import durable_write, sync_folder
 from spannerlm.summary import summarise
 from spannerlm.tasks import Task, load_model, load_task, model_options
 from spannerlm.tilted import save_policy
@@ -129,7 +129,7 @@ class Job:
         self._tell("compare with random labels", run)
         report = summarise(run, task, self.config, measured)
         beta = float(getattr(run.explorer.policy(run.state), "beta", float("nan")))
-        about = {"model": task.model, "options": model_options(self.config, task), "features": phi.spec()}
+        about = {**self._meta(task, phi), "coverage": self._coverage(run, measured, beta)}
         save_policy(self.directory, run.explorer.policy(run.state).theta, beta, about)
         self._tell("write the report", run)
         report["timings"] = {**self.stopwatch.seconds, "total": time.perf_counter() - self.started}
@@ -139,6 +139,14 @@ class Job:
         report["timings"] = {**self.stopwatch.seconds, "total": time.perf_counter() - self.started}
         self._write("report.json", json.dumps(plain(report), indent=1).encode())
         return report
+
+    def _coverage(self, run: Run, measured: Measured, beta: float) -> float | None:
+        """Largest density ratio of the learned policy on held-out draws; None without any."""
+        if measured.measure is None:
+            return None
+        pool = measured.measure.pool
+        tilted = pool.at_beta(pool.scores(run.explorer.policy(run.state).theta), beta)
+        return float(np.max(tilted.draws_per_answer()))
 
     def _meta(self, task: Task, phi: FeatureMap) -> dict[str, Any]:
         """What else decides the run: the model, its options and the features."""

@@ -117,9 +117,7 @@ class Run:
 
     def replay(self) -> None:
         """Fold everything that the ledger holds, then finish the request that was cut off, if there is one."""
-        with self.stopwatch.part("ledger"):
-            entries = self.ledger.replay()
-        for entry in entries:
+        for entry in self.ledger.replay():
             self._fold(entry.event, entry.purpose, entry.counts)
         unfinished = self.ledger.unfinished()
         if unfinished is not None:
@@ -250,7 +248,8 @@ class Run:
             values = self._buy(todo)
             with self.stopwatch.part("ledger"):
                 self.ledger.reply(todo, values)
-        features = np.array([self._rows[item.prompt, item.response] for item in request.items])
+        rows = [self._rows[item.prompt, item.response] for item in request.items]
+        features = np.array(rows, dtype=np.float64).reshape(len(rows), self.spec.dim)
         with self.stopwatch.part("ledger"):
             return self.ledger.labelled(k, Labelled(self.ledger.labels(k), features, request.info))
 

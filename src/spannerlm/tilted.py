@@ -15,17 +15,24 @@ from typing import Any
 import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
+from scipy.special import gammainccinv
 
 from spannerlm.backends import backend
 from spannerlm.backends.oracle import ModelOracle, TextModel
 from spannerlm.errors import InputError
 from spannerlm.features import FeatureMap, feature_map
+from spannerlm.files import durable_write, sync_folder
 from spannerlm.records import FloatArray
-from spannerlm.samplers import adaptive_samples
-from spannerlm.shards import durable_write, sync_folder
+from spannerlm.samplers import adaptive_samples, pool_sample
 
 FORMAT = 1
 """Version of the two files' layout."""
+DELTA = 0.01
+"""How far in total variation a sized scan may leave the policy's law."""
+MIN_SCAN = 64
+"""Draws of a sized scan at least: the coverage of a prompt that was never seen may be larger than the run's."""
+UNSIZED = 256
+"""Pilot draws where the run left no coverage to size the scan by."""
 
 
 @dataclass(frozen=True)
@@ -50,26 +57,37 @@ class TiltedPolicy:
     beta: float
     model: TextModel
     features: FeatureMap
+    coverage: float | None = None
+    """Largest density ratio against pi_ref that the run saw: sizes the scan of one answer. None where it saw none."""
 
     def sample(
         self, prompts: Sequence[str], n: int, *, rng: np.random.Generator, max_draws: int = 16_384
     ) -> tuple[Answer, ...]:
         """[m] ``n`` responses of the policy to each prompt, by `adaptive_sampler`.
 
-        Cost: at least 64 base draws a prompt, about C (n + log(1/delta)) where the policy's density ratio reaches C,
-        ``max_draws`` at most.
+        Each prompt gets one scan of N base draws, N such that the n responses are within 1 % of the policy's law where
+        its density ratio is at most ``coverage``; without that, the sampler sizes the scan itself. Cost: about
+        ``coverage`` (n + 4.6) draws a prompt, at least 64 and at most ``max_draws``.
         """
         if n < 1:
             raise InputError(f"n: expected at least one response per prompt, got {n}")
         oracle = ModelOracle(self.model, prompts, self.features)
-        theta = self.theta / self.beta
-        scores = [lambda phi: phi @ theta] * len(prompts)
-        found = adaptive_samples(oracle, range(len(prompts)), scores, k=n, max_draws=max_draws, rng=rng)
-        return tuple(Answer(p, a.responses, a.spent, a.exhausted) for p, a in zip(prompts, found, strict=True))
+        theta, rows = self.theta / self.beta, range(len(prompts))
+        if self.coverage is None:
+            scores = [lambda phi: phi @ theta] * len(prompts)
+            found = adaptive_samples(oracle, rows, scores, k=n, min_draws=UNSIZED, max_draws=max_draws, rng=rng)
+            return tuple(Answer(p, a.responses, a.spent, a.exhausted) for p, a in zip(prompts, found, strict=True))
+        wanted = int(np.ceil(gammainccinv(n, DELTA) * self.coverage))
+        size = min(max(wanted, MIN_SCAN), max_draws)
+        answers = []
+        for prompt, draws in zip(prompts, oracle.draw(rows, size, rng=rng), strict=True):
+            rows_kept = pool_sample(draws.features @ theta, draws.counts, n, rng, distinct=True)
+            answers.append(Answer(prompt, tuple(draws.responses[i] for i in rows_kept), size, size < wanted))
+        return tuple(answers)
 
 
 def save_policy(directory: Path, theta: FloatArray, beta: float, about: Mapping[str, Any]) -> None:
-    """Write ``policy.safetensors`` and ``policy.json`` (``about``: model, its options, features), atomically."""
+    """Write ``policy.safetensors`` and ``policy.json``, atomically. ``about``: model, options, features, coverage."""
     durable_write(directory / "policy.safetensors", save({"theta": np.ascontiguousarray(theta)}))
     document = {"format": FORMAT, "beta": beta if np.isfinite(beta) else None, **about}
     durable_write(directory / "policy.json", json.dumps(document, indent=1, ensure_ascii=False).encode())
@@ -100,7 +118,7 @@ def load_policy(
     if phi.dim != len(theta):
         raise InputError(f"{directory}: theta has {len(theta)} entries, the features {phi.dim}: not the run's features")
     beta = about["beta"]
-    return TiltedPolicy(theta, float("inf") if beta is None else float(beta), model, phi)
+    return TiltedPolicy(theta, float("inf") if beta is None else float(beta), model, phi, about.get("coverage"))
 
 
 def _read(directory: Path) -> tuple[dict[str, Any], FloatArray]:

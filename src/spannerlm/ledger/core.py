@@ -29,13 +29,13 @@ from typing import Any, Literal
 
 import numpy as np
 
-from spannerlm.backup import Verification, back_up, restore, verify
-from spannerlm.books import PURPOSES, Books, Counts, Purchase
-from spannerlm.claims import Claim, Failed, answer_of, claim_of, identities_of, plain_reply, plan
-from spannerlm.codec import Json, as_float64, canonical, check_text, plain_info, request_from, request_parts
 from spannerlm.errors import InputError
-from spannerlm.history import Entry, History
-from spannerlm.journal import DATABASE, Journal, Trace, no_trace
+from spannerlm.ledger.backup import Verification, back_up, restore, verify
+from spannerlm.ledger.books import PURPOSES, Books, Counts, Purchase
+from spannerlm.ledger.claims import Claim, Failed, answer_of, claim_of, identities_of, plain_reply, plan
+from spannerlm.ledger.codec import Json, as_float64, canonical, check_text, plain_info, request_from, request_parts
+from spannerlm.ledger.history import Entry, History
+from spannerlm.ledger.journal import DATABASE, Journal, Trace, no_trace
 from spannerlm.records import Drawn, Draws, Event, FloatArray, Label, Labelled, Request, StopRequest
 
 __all__ = ["Claim", "Counts", "Entry", "Failed", "Ledger", "Verification"]

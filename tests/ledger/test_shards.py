@@ -10,8 +10,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from spannerlm.errors import LedgerCorruptError, LedgerError
+from spannerlm.files import durable_write
+from spannerlm.ledger.shards import read_shard, write_shard
 from spannerlm.records import Draws
-from spannerlm.shards import durable_write, read_shard, write_shard
 
 ANY_TEXT = st.text(st.characters(codec=None, exclude_categories=()))
 

@@ -10,9 +10,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from ledgers import META, PROMPTS, a_little_of_everything, ask, draw, draws_of, finish, quick_folder, tell_all
 
-from spannerlm.codec import TEXT_LIMIT
 from spannerlm.errors import InputError, LedgerError, LedgerLockedError
 from spannerlm.ledger import Ledger
+from spannerlm.ledger.codec import TEXT_LIMIT
 from spannerlm.records import Drawn, DrawRequest, LabelItem, Labelled, LabelRequest
 
 ANY_TEXT = st.text(st.characters(codec=None, exclude_categories=()))

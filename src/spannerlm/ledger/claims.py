@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from numbers import Real
 from typing import Any
 
-from spannerlm.books import Books
-from spannerlm.codec import Json, canonical, check_text, text_bytes
 from spannerlm.errors import InputError
+from spannerlm.ledger.books import Books
+from spannerlm.ledger.codec import Json, canonical, check_text, text_bytes
 from spannerlm.records import Label
 
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
-from spannerlm import codec
+from spannerlm.ledger import codec
 from spannerlm.errors import InputError, LedgerCorruptError
 from spannerlm.records import DrawRequest, LabelItem, LabelRequest, StopRequest, Tilt
 

@@ -22,8 +22,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from spannerlm.errors import InputError, LedgerCorruptError, LedgerError
-from spannerlm.lock import Lock
-from spannerlm.shards import durable_write, make_folder, sync_folder
+from spannerlm.files import durable_write, make_folder, sync_folder
+from spannerlm.ledger.lock import Lock
 
 Trace = Callable[[str], None]
 """Told the name of each point that a crash test may kill at."""

@@ -9,11 +9,12 @@ from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
-from spannerlm.codec import parse
 from spannerlm.errors import InputError, LedgerCorruptError, LedgerError
-from spannerlm.history import DRAWS
-from spannerlm.journal import DATABASE, Journal
-from spannerlm.shards import Shard, checked_bytes, durable_write, make_folder, sync_folder
+from spannerlm.files import durable_write, make_folder, sync_folder
+from spannerlm.ledger.codec import parse
+from spannerlm.ledger.history import DRAWS
+from spannerlm.ledger.journal import DATABASE, Journal
+from spannerlm.ledger.shards import Shard, checked_bytes
 
 
 @dataclass(frozen=True)

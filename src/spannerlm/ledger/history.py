@@ -14,11 +14,11 @@ from typing import Any
 
 import numpy as np
 
-from spannerlm.books import Books, Counts
-from spannerlm.codec import Json, canonical, compact, pack, parse, request_from, unpack
-from spannerlm.journal import Journal, Row
+from spannerlm.ledger.books import Books, Counts
+from spannerlm.ledger.codec import Json, canonical, compact, pack, parse, request_from, unpack
+from spannerlm.ledger.journal import Journal, Row
+from spannerlm.ledger.shards import Shard, read_shard, split_draws, write_shard
 from spannerlm.records import Drawn, Draws, Event, FloatArray, Labelled, Request
-from spannerlm.shards import Shard, read_shard, split_draws, write_shard
 
 DRAWS = "draws"
 """Folder of the shards within a run directory."""
