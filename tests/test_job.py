@@ -1,0 +1,218 @@
+"""The configured job on real models: the bundled one, and the user's own with prompt and reward files."""
+
+from __future__ import annotations
+
+import json
+import sys
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy.special import xlogy
+
+import spannerlm
+from spannerlm.config import load_config
+from spannerlm.errors import InputError, RewardError
+from spannerlm.job import load_report, resume_job, run_job
+from spannerlm.ledger import Ledger
+from spannerlm.progress import Progress
+
+sys.path.insert(0, str(Path(__file__).parent / "backends"))
+from tiny_models import TEMPLATE, WORDS, tiny_model, word_tokenizer
+
+SMALL = ["max_prompts=12", "draws=1200", "evaluation.draws=64", "evaluation.max_prompts=6", "labels=40", "batch=10"]
+REWARD = '''
+def words(prompts, completions, **columns):
+    """One for each "b", minus a half for each "d"."""
+    return [text.split().count("b") - 0.5 * text.split().count("d") for text in completions]
+
+def broken(prompts, completions):
+    return [1.0]
+
+def picky(prompts, completions, bonus):
+    return [None if "c" in text.split() else b + len(text) for text, b in zip(completions, bonus)]
+'''
+
+
+Ran = tuple[Path, dict[str, Any], list[Progress]]
+
+
+@pytest.fixture(scope="module")
+def bundled(tmp_path_factory: pytest.TempPathFactory) -> Ran:
+    directory, seen = tmp_path_factory.mktemp("runs") / "helpdesk-1", []
+    return directory, run_job(load_config(None, SMALL), directory, seen.append), seen
+
+
+def own_task(folder: Path, kind: str = "gpt2", template: str | None = None, prompts: int = 12) -> list[str]:
+    """Settings for a tiny model, a prompt file and a reward file of the user's own."""
+    tiny_model(kind).save_pretrained(folder / "model")
+    word_tokenizer(template=template).save_pretrained(folder / "model")
+    lines = [{"prompt": " ".join(WORDS[(i + j) % 5] for j in range(3)), "bonus": i} for i in range(prompts)]
+    (folder / "prompts.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (folder / "reward.py").write_text(REWARD)
+    generation = [f"generation.max_new_tokens={6}", "generation.batch_size=128"]
+    paths = [f"model={folder / 'model'}", f"prompts={folder / 'prompts.jsonl'}", f"reward={folder / 'reward.py'}:words"]
+    return [*SMALL, *generation, *paths]
+
+
+def test_the_directory_keeps_everything(bundled: Ran) -> None:
+    directory, report, _ = bundled
+    for name in ("run.db", "config.yaml", "policy.safetensors", "policy.json", "report.html", "report.json"):
+        assert (directory / name).stat().st_size > 0, name
+    assert {p.suffix for p in (directory / "figures").iterdir()} == {".png", ".svg"}
+    assert list((directory / "draws").glob("*.parquet"))
+    assert Ledger.verify(directory).ok
+    assert load_config(directory / "config.yaml") == load_config(None, SMALL)
+    assert load_report(directory)["table"] == json.loads(json.dumps(report["table"]))
+
+
+def test_the_table_compares_at_equal_kl_on_heldout_prompts(
+    bundled: Ran,
+) -> None:
+    _, report, _ = bundled
+    rows = {row["name"]: row for row in report["table"]}
+    assert list(rows) == [
+        "base model",
+        "random, same labels",
+        "random, 10x labels",
+        "spanner-sampling",
+        "true-reward optimum",
+    ]
+    assert rows["random, same labels"]["labels"] == rows["spanner-sampling"]["labels"] == 40
+    assert rows["random, 10x labels"]["labels"] == 400
+    assert all(row["kl"] == pytest.approx(2.0, abs=1e-3) for name, row in rows.items() if name != "base model")
+    assert all(row["low"] <= row["value"] <= row["high"] for row in rows.values())
+    best = rows["true-reward optimum"]["value"]
+    assert rows["base model"]["value"] < rows["spanner-sampling"]["value"] <= best + 1e-9
+    assert report["counts"]["eval_draws"] == 6 * 64
+    assert report["counts"]["labels"] == 40
+    assert report["counts"]["draws"] <= 1200
+
+
+def test_values_are_those_of_an_independent_rewrite(bundled: Ran) -> None:
+    directory, report, _ = bundled
+    from spannerlm import bundled as tasks
+
+    task = tasks.load("helpdesk")
+    with Ledger.open(directory, read_only=True) as ledger:
+        entries = list(ledger.replay())
+        prompts = ledger.prompts
+    drawn = next(e.event for e in entries if e.purpose == "evaluate" and type(e.event).__name__ == "Drawn")
+    kl, low, high = 2.0, -12.0, 12.0
+    rewards = [np.array(task.reward([prompts[d.prompt]] * len(d.responses), d.responses)) for d in drawn.draws]
+    weights = [d.counts / d.counts.sum() for d in drawn.draws]
+
+    def tilted(beta: float) -> list[np.ndarray]:
+        raw = [w * np.exp((r - r.max()) / beta) for w, r in zip(weights, rewards, strict=True)]
+        return [q / q.sum() for q in raw]
+
+    for _ in range(100):
+        middle = (low + high) / 2
+        costs = [np.sum(xlogy(q, q / w)) for q, w in zip(tilted(np.exp(middle)), weights, strict=True)]
+        low, high = (middle, high) if np.mean(costs) > kl else (low, middle)
+    value = np.mean([q @ r for q, r in zip(tilted(np.exp(low)), rewards, strict=True)])
+    assert report["table"][-1]["value"] == pytest.approx(value, abs=1e-4)
+    assert report["table"][0]["value"] == pytest.approx(np.mean([w @ r for w, r in zip(weights, rewards, strict=True)]))
+
+
+def test_history_starts_at_no_labels_and_progress_is_told(bundled: Ran) -> None:
+    _, report, seen = bundled
+    labels = [row["labels"] for row in report["history"]]
+    assert labels[0] == 0
+    assert labels[-1] == 40
+    assert all(0 < b - a <= 10 for a, b in pairwise(labels))
+    assert report["history"][0]["value"] == pytest.approx(report["table"][0]["value"])
+    assert seen[0].phase == "load the model"
+    assert max(p.labels for p in seen) == 40
+    assert max(p.pairs or 0 for p in seen) >= 19
+
+
+def test_a_finished_run_resumes_to_the_same_report(bundled: Ran) -> None:
+    directory, report, _ = bundled
+    again = resume_job(directory)
+    for key in ("history", "table", "counts", "recommended", "replies", "fit", "spectrum"):
+        assert json.dumps(again[key], default=str) == json.dumps(report[key], default=str), key
+
+
+def test_the_saved_policy_is_the_runs_and_draws_good_replies(
+    bundled: Ran,
+) -> None:
+    directory, report, _ = bundled
+    from spannerlm import bundled as tasks
+
+    task, policy = tasks.load("helpdesk"), spannerlm.load_policy(directory)
+    prompts = list(task.heldout_prompts[:8])
+    answers = policy.sample(prompts, 2, rng=np.random.default_rng(0))
+    assert [a.prompt for a in answers] == prompts
+    rewards = [r for a in answers for r in task.reward([a.prompt] * 2, a.responses)]
+    base = report["table"][0]["value"]
+    half = (report["table"][3]["value"] + base) / 2
+    assert np.mean(rewards) - 2 * np.std(rewards) / 4 < report["table"][3]["value"]
+    assert np.mean(rewards) + 2 * np.std(rewards) / 4 > half > base
+    assert all(a.draws >= 64 for a in answers)
+    again = policy.sample(prompts, 2, rng=np.random.default_rng(0))
+    assert [a.responses for a in again] == [a.responses for a in answers]
+
+
+@pytest.mark.parametrize(("kind", "template"), [("gpt2", None), ("llama", TEMPLATE)])
+def test_the_users_own_model_prompts_and_reward(kind: str, template: str | None, tmp_path: Path) -> None:
+    settings = own_task(tmp_path, kind, template)
+    report = run_job(load_config(None, [*settings, "eval_labels=12", "labels=52"]), tmp_path / "run")
+    assert report["true_reward_free"] is False
+    assert report["baselines"] == {}
+    assert [row["name"] for row in report["table"]] == ["base model", "spanner-sampling"]
+    names = [e["name"] for e in report["estimates"]]
+    assert names == ["posterior prediction", "off-policy estimate, base model", "off-policy estimate, learned policy"]
+    prediction, base, learned = report["estimates"]
+    assert prediction["low"] < prediction["value"] < prediction["high"]
+    assert learned["high"] > base["low"]
+    assert report["counts"]["labels"] + report["counts"]["eval_labels"] <= 52
+    assert report["counts"]["labels"] == 40
+    answers = spannerlm.load_policy(tmp_path / "run").sample(["a b c"], 3, rng=np.random.default_rng(0))
+    assert len(answers[0].responses) == 3
+
+
+def test_columns_reach_the_reward_and_none_is_a_skip(tmp_path: Path) -> None:
+    settings = [s.replace(":words", ":picky") for s in own_task(tmp_path)]
+    report = run_job(load_config(None, settings), tmp_path / "run")
+    assert report["counts"]["skips"] > 0
+    assert report["counts"]["labels"] + report["counts"]["skips"] == 40
+
+
+def test_a_reward_declared_free_brings_baselines(tmp_path: Path) -> None:
+    report = run_job(load_config(None, [*own_task(tmp_path, prompts=6), "reward_free=true"]), tmp_path / "run")
+    assert [row["name"] for row in report["table"]][-1] == "true-reward optimum"
+    assert "random-singles" in report["baselines"]
+
+
+def test_a_broken_reward_is_named_and_nothing_is_lost(tmp_path: Path) -> None:
+    settings = [s.replace(":words", ":broken") for s in own_task(tmp_path)]
+    with pytest.raises(RewardError, match="one per completion"):
+        run_job(load_config(None, settings), tmp_path / "run")
+    assert Ledger.verify(tmp_path / "run").ok
+    (tmp_path / "reward.py").write_text(REWARD.replace("return [1.0]", "return [1.0] * len(completions)"))
+    report = resume_job(tmp_path / "run", in_doubt="rebuy")
+    assert report["counts"]["labels"] == 40
+
+
+def test_one_prompt_is_enough_to_run(tmp_path: Path) -> None:
+    report = run_job(load_config(None, [*own_task(tmp_path, prompts=1), "labels=6"]), tmp_path / "run")
+    assert report["table"] == []  # no prompt is left to hold out
+    assert report["counts"]["labels"] == 6
+    assert (tmp_path / "run" / "report.html").exists()
+
+
+def test_a_directory_without_a_run_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"config\.yaml"):
+        resume_job(tmp_path)
+    with pytest.raises(InputError, match=r"report\.json"):
+        load_report(tmp_path)
+
+
+def test_unknown_explorers_and_settings_are_named(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="spanner-sampling"):
+        run_job(load_config(None, [*SMALL, "explorer=spaner"]), tmp_path)
+    with pytest.raises(InputError, match="nuu"):
+        run_job(load_config(None, [*SMALL, "explorer_settings={nuu: 1}"]), tmp_path)
