@@ -1,0 +1,86 @@
+"""From a configuration to what is explored: prompts, their split, the reward and who pays for it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from spannerlm.config import load_config
+from spannerlm.errors import InputError
+from spannerlm.rewards import NoisyReward, call_reward, is_pure
+from spannerlm.tasks import load_task, model_options
+
+
+def files(folder: Path, prompts: int = 10) -> list[str]:
+    lines = [{"prompt": f"p{i}", "bonus": i} for i in range(prompts)]
+    (folder / "p.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (folder / "r.py").write_text("def r(prompts, completions, bonus):\n    return [float(b) for b in bonus]\n")
+    return [f"model={folder}", f"prompts={folder / 'p.jsonl'}", f"reward={folder / 'r.py'}:r"]
+
+
+def test_the_bundled_task_has_a_free_noisy_reward() -> None:
+    task = load_task(load_config(None))
+    assert isinstance(task.reward, NoisyReward)
+    assert task.reward.std == 0.3
+    assert task.truth is not None
+    assert not set(task.train) & set(task.heldout)
+    assert load_task(load_config(None, ["reward_noise=0"])).reward.std == 0.0  # type: ignore[attr-defined]
+
+
+def test_a_users_reward_is_neither_free_nor_pure_unless_declared(tmp_path: Path) -> None:
+    settings = files(tmp_path)
+    task = load_task(load_config(None, settings))
+    assert task.truth is None
+    assert not is_pure(task.reward)
+    free = load_task(load_config(None, [*settings, "reward_free=true", "reward_noise=0.5"]))
+    assert is_pure(free.reward)
+    assert isinstance(free.reward, NoisyReward)
+    assert free.reward.std == 0.5
+    assert free.truth is not None
+
+
+def test_the_split_is_disjoint_complete_and_keeps_columns_with_their_prompts(tmp_path: Path) -> None:
+    task = load_task(load_config(None, [*files(tmp_path), "heldout_fraction=0.3", "seed=5"]))
+    assert len(task.train) == 7
+    assert len(task.heldout) == 3
+    assert sorted(task.prompts) == sorted(f"p{i}" for i in range(10))
+    assert [f"p{b}" for b in task.columns["bonus"]] == list(task.prompts)
+    values = call_reward(task.reward, task.prompts, ["x"] * 10, task.columns)
+    assert values == [float(p[1:]) for p in task.prompts]
+    again = load_task(load_config(None, [*files(tmp_path), "heldout_fraction=0.3", "seed=5"]))
+    assert again.prompts == task.prompts
+
+
+def test_a_heldout_file_takes_the_place_of_the_split(tmp_path: Path) -> None:
+    (tmp_path / "h.txt").write_text("other one\nother two\n")
+    task = load_task(load_config(None, [*files(tmp_path), f"heldout={tmp_path / 'h.txt'}"]))
+    assert task.heldout == ("other one", "other two")
+    assert len(task.train) == 10
+    assert task.columns == {}  # the held-out file has none, so no reward can read them
+
+
+def test_generation_options_reach_the_back_end(tmp_path: Path) -> None:
+    settings = [*files(tmp_path), "generation.stop=['.']", "generation.chat_template=never"]
+    config = load_config(None, settings)
+    options = model_options(config, load_task(config))
+    assert options["stop"] == ["."]
+    assert options["chat_template"] == "never"
+    assert options["trust_remote_code"] is False
+
+
+def test_an_own_task_needs_all_three_parts(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="prompts"):
+        load_task(load_config(None, files(tmp_path)[:1]))
+
+
+def test_noise_of_the_bundled_labels_has_its_stated_size() -> None:
+    task = load_task(load_config(None))
+    assert task.truth is not None
+    n = 4000
+    prompts, replies = [task.train[0]] * n, [f"please reset it {i}" for i in range(n)]
+    noisy = np.array(call_reward(task.reward, prompts, replies, {"replicate": [0] * n}), dtype=float)
+    exact = np.array(call_reward(task.truth, prompts, replies, {}), dtype=float)
+    assert np.std(noisy - exact) == pytest.approx(0.3, abs=4 * 0.3 / np.sqrt(2 * n))
