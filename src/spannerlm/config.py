@@ -1,0 +1,319 @@
+"""The configuration of a run: what may be set, what it is checked for, and where in the file a mistake is.
+
+A mistake is named with file, line and dotted key, with what was expected, what came and the nearest valid word; all
+mistakes are listed at once. Relative paths in a file are relative to the file, those of ``--set`` to the current
+directory; a loaded configuration holds absolute ones, so that it means the same wherever it is read again.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from spannerlm.errors import ConfigError
+from spannerlm.settings import Key, Settings, dump, show
+
+LARGEST_COUNT = 10**9
+"""Labels, draws or tokens at most: far beyond any purse, and every sum of them fits in 63 bits."""
+OWN = ("model", "prompts", "reward")
+"""What a task of the user's own consists of."""
+
+
+def _path(value: object) -> object:
+    """The absolute path of a text; anything else as it is, for pydantic to refuse."""
+    if not isinstance(value, str):
+        return value
+    if not value or not value.isprintable():
+        raise ValueError("expected the path of a file")
+    return Path(os.path.abspath(os.path.expanduser(value)))
+
+
+def _model(value: object) -> object:
+    """A local directory's absolute path; a hub id as it is."""
+    if not isinstance(value, str):
+        return value
+    if not value or not value.isprintable():
+        raise ValueError("expected a hub id or the path of a model directory")
+    path = os.path.abspath(os.path.expanduser(value))
+    return path if value.startswith((".", "/", "~")) or os.path.isdir(path) else value
+
+
+def _function(value: object) -> object:
+    """``/absolute/path.py:function``."""
+    if not isinstance(value, str):
+        return value
+    file, _, name = value.rpartition(":")
+    if not file or not name.isidentifier() or not file.isprintable():
+        raise ValueError("expected path/to/file.py:function")
+    return f"{_path(file)}:{name}"
+
+
+def _device(value: object) -> object:
+    if isinstance(value, str) and not re.fullmatch(r"auto|cpu|mps|cuda(:\d{1,3})?", value):
+        raise ValueError("expected auto, cpu, mps, cuda or cuda:0")
+    return value
+
+
+def _tuple(value: object) -> object:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _plain(value: object) -> object:
+    """A JSON value; ValueError for dates, bytes, sets, numbers without an end, and keys that are no text."""
+    if isinstance(value, Mapping):
+        if bad := [key for key in value if not isinstance(key, str)]:
+            raise ValueError(f"expected keys that are text, got the key {show(bad[0])}; put it in quotes")
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if isinstance(value, float) and not abs(value) < float("inf"):
+        raise ValueError("expected finite numbers only")
+    if value is None or isinstance(value, (str, bool, int, float)):
+        return value
+    raise ValueError(f"expected text, numbers, true, false, lists and mappings, got {show(value)}; put it in quotes")
+
+
+def _features(value: object) -> object:
+    if not isinstance(value, (str, list, dict)) or not value:
+        raise ValueError("expected a name such as hidden or ngrams, a mapping with its kind, or a list of these")
+    return _plain(value)
+
+
+Count = Annotated[int, Field(ge=1, le=LARGEST_COUNT)]
+File = Annotated[Path, BeforeValidator(_path)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class Generation(_Section):
+    """How the model is loaded and draws responses."""
+
+    max_new_tokens: Count | None = None
+    """Token limit of a response; None: the bundled task's own, else the model's own."""
+    stop: Annotated[tuple[str, ...], BeforeValidator(_tuple)] = ()
+    """Texts that end a response and are no part of it."""
+    chat_template: Literal["auto", "always", "never"] = "auto"
+    """Whether prompts go through the tokenizer's chat template; auto: where it has one."""
+    system_prompt: str | None = None
+    batch_size: Count | None = None
+    """Responses generated at once; None: what fits in memory."""
+    device: Annotated[str, BeforeValidator(_device)] = "auto"
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    trust_remote_code: bool = False
+    """Whether Python code that comes with the model may run."""
+    revision: str | None = None
+    """Branch, tag or commit on the hub."""
+
+
+class Evaluation(_Section):
+    """What is drawn to measure the policies; these draws are counted apart."""
+
+    draws: Count = 1024
+    """Base draws per held-out prompt."""
+    max_prompts: Count = 48
+    """Held-out prompts that are used at most."""
+
+
+class RunConfig(_Section):
+    """All that decides a run. With no file and no overrides: the bundled helpdesk model, prompts and reward."""
+
+    task: str | None = "helpdesk"
+    """A bundled task; it supplies whatever of model, prompts, held-out prompts and reward is not given here.
+
+    None where these are the user's own, and that is the default as soon as one of them is given.
+    """
+    model: Annotated[str | None, BeforeValidator(_model)] = None
+    """Hub id, or directory as ``save_pretrained`` writes it; None: the bundled task's."""
+    prompts: File | None = None
+    """Prompts to explore on: .jsonl, .json, .csv, .parquet or .txt."""
+    heldout: File | None = None
+    """Prompts to judge on; None: a fraction of ``prompts``."""
+    heldout_fraction: Annotated[float, Field(gt=0, lt=1, allow_inf_nan=False)] = 0.2
+    """Share of ``prompts`` that is set apart where there is no ``heldout`` file."""
+    prompt_column: str = "prompt"
+    reward: Annotated[str | None, BeforeValidator(_function)] = None
+    """``path/to/file.py:function``, with the signature that TRL users know."""
+    reward_free: bool | None = None
+    """True: the reward costs nothing and always gives the same, so that values are measured by it."""
+    reward_noise: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
+    """Noise added to the labels of a free reward (standard deviation); None: the bundled task's, else 0."""
+    explorer: str = "spanner-sampling"
+    explorer_settings: Annotated[dict[str, Any], BeforeValidator(_plain)] = Field(default_factory=dict)
+    """Settings of the explorer that differ from its defaults."""
+    labels: Count = 100
+    """Reward labels that may be bought in all, those to evaluate included."""
+    eval_labels: Annotated[int, Field(ge=0, le=LARGEST_COUNT)] = 0
+    """How many of ``labels`` are kept to measure the value of the learned policy."""
+    draws: Count | None = None
+    """Base draws that may be spent in all; None: as many as the run finds useful."""
+    batch: Count = 20
+    """Labels asked for at once, at most."""
+    kl: Positive = 2.0
+    """KL budget of the learned policy in nats."""
+    beta: Positive | None = None
+    """KL temperature; given, it takes the place of ``kl``."""
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    baselines: bool = True
+    """Whether random labelling and the optimum are run for comparison, where the reward is free."""
+    features: Annotated[Any, BeforeValidator(_features)] = "hidden"
+    """Feature map: a name, a mapping with its kind, or a list of these."""
+    max_prompts: Count = 128
+    """Prompts that are explored at most."""
+    generation: Generation = Generation()
+    evaluation: Evaluation = Evaluation()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _own_task(cls, data: Any) -> Any:
+        """No bundled task where the user brings a model, prompts or a reward and names none."""
+        if isinstance(data, Mapping) and "task" not in data and any(data.get(key) is not None for key in OWN):
+            return {**data, "task": None}
+        return data
+
+    @property
+    def free(self) -> bool:
+        """Whether the true reward may be called at no cost: declared so, or the bundled task's own."""
+        return bool(self.reward_free) if self.reward is not None else self.reward_free is not False
+
+
+def load_config(
+    path: Path | None, overrides: Sequence[str] = (), *, known: Mapping[str, Collection[str]] | None = None
+) -> RunConfig:
+    """The configuration of a YAML file (None: the defaults) with ``dotted.key=value`` overrides, values being YAML.
+
+    ``known`` gives the valid names of keys that are open in themselves: ``{"explorer": [...], "task": [...]}``.
+    Raises `ConfigError`, which lists every mistake with its place.
+    """
+    settings = Settings(str(path) if path is not None else "configuration")
+    if path is not None:
+        settings.read_file(path, _rooted)
+    for override in overrides:
+        settings.override(override)
+    config = _validate(settings)
+    if config is not None:
+        settings.problems += _unknown_names(config, known or {}, settings)
+        settings.problems += _contradictions(config, settings)
+    if settings.problems or config is None:
+        raise ConfigError(settings.listing())
+    return config
+
+
+def dump_config(config: RunConfig) -> str:
+    """YAML text from which `load_config` makes an equal configuration."""
+    data = config.model_dump()
+    plain = {key: str(value) if isinstance(value, Path) else value for key, value in data.items()}
+    plain["generation"] = {**data["generation"], "stop": list(data["generation"]["stop"])}
+    return dump(plain)
+
+
+def _rooted(data: dict[Any, Any], folder: Path) -> dict[Any, Any]:
+    """The data with paths relative to the folder made absolute; a model's only where it is a directory there."""
+
+    def rooted(key: object, value: object) -> object:
+        if not isinstance(value, str) or not value.isprintable() or not value or value.startswith("~"):
+            return value
+        if key in ("prompts", "heldout", "reward"):
+            return str(folder / value)
+        local = key == "model" and (value.startswith(".") or (folder / value).is_dir())
+        return str(folder / value) if local else value
+
+    return {key: rooted(key, value) for key, value in data.items()}
+
+
+def _validate(settings: Settings) -> RunConfig | None:
+    try:
+        return RunConfig.model_validate(settings.data)
+    except ValidationError as error:
+        found = error.errors(include_url=False)
+    settings.problems += [f"{settings.place(item['loc'])}: {_sentence(dict(item))}" for item in found]
+    return None
+
+
+_EXPECTED = {
+    "int_type": "a whole number",
+    "float_type": "a number",
+    "finite_number": "a finite number",
+    "bool_type": "true or false",
+    "string_type": "text",
+    "string_unicode": "valid Unicode text",
+    "tuple_type": "a list",
+    "dict_type": "a mapping",
+    "model_type": "a mapping",
+    "is_instance_of": "the path of a file",
+    "greater_than": "a number above {gt:g}",
+    "greater_than_equal": "a number of at least {ge:g}",
+    "less_than": "a number below {lt:g}",
+    "less_than_equal": "a number of at most {le:g}",
+}
+"""Kind of pydantic's error -> what was expected."""
+
+
+def _sentence(item: Mapping[str, Any]) -> str:
+    """What was expected, what came, and the nearest valid word."""
+    kind, value, context = item["type"], item["input"], item.get("ctx", {})
+    if kind == "extra_forbidden":
+        return _unknown_key(item["loc"])
+    if kind == "invalid_key":
+        return f"expected a key that is text, got {show(value)}"
+    if kind == "value_error":
+        message = str(context["error"])
+        return message if ", got " in message else f"{message}, got {show(value)}"
+    if kind == "literal_error":
+        choices = re.findall(r"'([^']*)'", context["expected"])
+        return f"expected {', '.join(choices[:-1])} or {choices[-1]}, got {show(value)}{_near(value, choices)}"
+    expected = _EXPECTED[kind].format(**context) if kind in _EXPECTED else str(item["msg"])
+    return f"expected {expected}, got {show(value)}"
+
+
+def _unknown_key(key: Key) -> str:
+    """The nearest valid key of the section, or the section that has one of this name, or all keys."""
+    sections: dict[Key, list[str]] = {(): list(RunConfig.model_fields)}
+    sections |= {("generation",): list(Generation.model_fields), ("evaluation",): list(Evaluation.model_fields)}
+    names = sections[key[:-1]]
+    for section, others in sections.items():
+        if key[-1] in others:
+            return f"unknown key here; did you mean '{'.'.join(map(str, (*section, key[-1])))}'?"
+    return f"unknown key{_near(key[-1], names) or '; expected one of ' + ', '.join(names)}"
+
+
+def _unknown_names(config: RunConfig, known: Mapping[str, Collection[str]], settings: Settings) -> Iterator[str]:
+    for key, names in known.items():
+        value = getattr(config, key)
+        if value is not None and value not in names:
+            listed = ", ".join(sorted(names))
+            yield f"{settings.place((key,))}: expected one of {listed}, got {show(value)}{_near(value, names)}"
+
+
+def _contradictions(config: RunConfig, settings: Settings) -> Iterator[str]:
+    """What is impossible only together."""
+    missing = [key for key in OWN if getattr(config, key) is None]
+    if config.task is None and missing:
+        given = [key for key in OWN if key not in missing]
+        yield (
+            f"{settings.place((given[0],) if given else ('task',))}: without a bundled task, expected model, prompts "
+            f"and reward, got no {' and no '.join(missing)}; give what is missing, or set task to have a bundled one's"
+        )
+    if config.eval_labels >= config.labels:
+        yield (
+            f"{settings.place(('eval_labels',))}: expected fewer than labels = {config.labels}, because they are "
+            f"bought from the same budget, got {config.eval_labels}"
+        )
+    if config.reward_noise is not None and not config.free:
+        yield (
+            f"{settings.place(('reward_noise',))}: expected no noise for a reward that is not declared free, got "
+            f"{config.reward_noise}; set reward_free to true, or leave reward_noise out"
+        )
+
+
+def _near(value: object, choices: Collection[str]) -> str:
+    near = difflib.get_close_matches(str(value), choices, n=1)
+    return f"; did you mean {near[0]!r}?" if near else ""
