@@ -12,8 +12,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from spannerlm.wording import Row, few, number, plain, quantile, short
 
 if TYPE_CHECKING:
@@ -117,9 +115,7 @@ def value_against_labels(report: Row) -> Figure | None:
     _level(axes, "base model", lines.get("base model", math.nan), MUTED, left=False)
     _level(axes, "true-reward optimum", lines.get("true-reward optimum", math.nan), GREEN, left=True)
     axes.margins(y=0.12)
-    for series in others:
-        _end_label(axes, series, looks[series.name], above=_is_above(series, ours))
-    _end_label(axes, ours, looks[ours.name], above=not any(_is_above(series, ours) for series in others))
+    _key(figure, axes, [series for series in (ours, *others) if series.x])
     return figure
 
 
@@ -132,7 +128,7 @@ def value_against_kl(report: Row) -> Figure | None:
         return None
     note = _value_note(report, at_kl=False)
     figure, (top, bottom) = _canvas("Value against distance from the base model", note, "KL (nats)", 2)
-    figure.subplots_adjust(right=0.77)
+    figure.subplots_adjust(right=0.74)
     top.set_ylabel(_value_unit(report))
     bottom.set_ylabel("draws per\nanswer")
     looks = _looks(list(rows), _explorer(report))
@@ -212,7 +208,7 @@ def draws_per_answer(report: Row) -> Figure | None:
         at = quantile(values, q)
         axes.plot([at], [q], marker="o", color=VERMILION, markersize=7, label=f"{100.0 * q:.0f} %", linestyle="none")
         note = f"{100.0 * q:.0f} % within {few(at)}" if n > 1 else f"{few(at)} draws"
-        axes.annotate(note, (at, q), (9, -4), textcoords="offset points", va="top", color=VERMILION, bbox=HALO)
+        axes.annotate(note, (at, q), (-9, 4), textcoords="offset points", ha="right", color=VERMILION, bbox=HALO)
     axes.margins(x=0.12)
     return figure
 
@@ -301,28 +297,30 @@ def _level(axes: Axes, name: str, value: float, color: str, left: bool) -> None:
     axes.annotate(f"{name} {short(value)}", xytext=(0, 3), textcoords="offset points", **place, **look)
 
 
-def _is_above(other: Series, ours: Series) -> bool:
-    """Whether the other curve runs above ours where ours ends."""
-    return bool(ours.x) and float(np.interp(ours.x[-1], other.x, other.value)) > ours.value[-1]
-
-
-def _end_label(axes: Axes, series: Series, look: Mapping[str, Any], above: bool) -> None:
-    """The curve's name and last value, beside its end: above the band or below it."""
-    if not series.x:
-        return
-    edges = [series.value[-1], series.low[-1], series.high[-1]]
-    y = (max if above else min)(e for e in edges if not math.isnan(e))
-    text = f"{plain(series.name)} {short(series.value[-1])}"
-    font: Any = {"color": look["color"], "fontweight": "bold", "fontsize": 10.5, "ha": "right", "bbox": HALO}
-    offset, va = (5, "bottom") if above else (-6, "top")
-    axes.annotate(text, (series.x[-1], y), (4, offset), textcoords="offset points", va=va, zorder=5, **font)
+def _key(figure: Figure, axes: Axes, curves: Sequence[Series]) -> None:
+    """The curves' names and last values in the top right corner, where no curve can run through them."""
+    lines = {line.get_label(): line for line in axes.get_lines()}
+    names = [f"{plain(s.name)} {short(s.value[-1])}" for s in curves]
+    font: Any = {"size": 9.0, "weight": "bold"}
+    figure.legend(
+        [lines[s.name] for s in curves],
+        names,
+        loc="upper right",
+        bbox_to_anchor=(0.985, 0.995),
+        ncols=len(names),
+        frameon=False,
+        labelcolor="linecolor",
+        prop=font,
+        handlelength=1.6,
+        columnspacing=1.2,
+    )
 
 
 def _side_labels(axes: Axes, curves: Sequence[Series], looks: Mapping[str, Mapping[str, Any]]) -> None:
     """The curves' names to the right of the panel, at their ends' heights, pushed apart where they would overlap."""
     low, high = axes.get_ylim()
     ends = sorted(curves, key=lambda s: s.value[-1])
-    texts = [plain(s.name).replace(", ", ",\n") for s in ends]
+    texts = [plain(s.name).replace(", ", ",\n").replace("-reward ", "-reward\n") for s in ends]
     floor = -1.0
     for series, text in zip(ends, texts, strict=True):
         half = 0.065 * (1 + text.count("\n"))
@@ -344,9 +342,14 @@ def _recommended(recommended: Row, top: Axes, bottom: Axes) -> None:
             axes.plot([kl], [y], color=INK, marker="o", markersize=7, label=f"recommended {key}", zorder=6)
     low, high = top.get_xlim()
     side = ("right", -5) if kl > 0.5 * (low + high) else ("left", 5)
-    place: Any = {"xycoords": top.get_xaxis_transform(), "textcoords": "offset points", "ha": side[0], "va": "bottom"}
+    place: Any = {
+        "xycoords": bottom.get_xaxis_transform(),
+        "textcoords": "offset points",
+        "ha": side[0],
+        "va": "bottom",
+    }
     text = f"recommended {few(kl)} nats"
-    top.annotate(text, (kl, 0.03), (side[1], 0), color=INK, fontsize=10.0, bbox=HALO, zorder=6, **place)
+    bottom.annotate(text, (kl, 0.05), (side[1], 0), color=INK, fontsize=10.0, bbox=HALO, zorder=6, **place)
 
 
 def _nu_labels(axes: Axes, issued: Iterable[Row], limit: int = 6) -> None:

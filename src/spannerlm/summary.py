@@ -109,7 +109,8 @@ class Board:
     def point(self, tilted: Tilted) -> dict[str, Any]:
         """KL, value with interval, and draws per accepted response of one policy."""
         per_answer = float(np.mean(tilted.draws_per_answer()))
-        return {"kl": tilted.kl, **asdict(self.measure.value(tilted)), "draws_per_answer": per_answer}
+        kl = tilted.kl if np.isfinite(tilted.beta) else 0.0  # the base model's own is rounding
+        return {"kl": kl, **asdict(self.measure.value(tilted)), "draws_per_answer": per_answer}
 
     def curve(self, scores: FloatArray) -> list[dict[str, Any]]:
         """One point per KL budget for the policy tilted by scores [X, n]."""
