@@ -1,0 +1,263 @@
+"""The user's files: prompts of every format, each kind of bad line, and reward functions good and bad."""
+
+import inspect
+import json
+import sys
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from spannerlm import inputs
+from spannerlm.errors import InputError, RewardError
+from spannerlm.inputs import Prompts, load_reward, read_prompts
+from spannerlm.rewards import call_reward, is_pure
+
+TEXTS = ("How are you?", "Où est\u2028la gare ?", '"quoted", \\ and 🌍')
+
+
+def write(tmp_path, name, content):
+    path = tmp_path / name
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return path
+
+
+def refusal(tmp_path, name, content, column="prompt"):
+    with pytest.raises(InputError) as caught:
+        read_prompts(write(tmp_path, name, content), column)
+    return str(caught.value).replace(f"{tmp_path}/", "")
+
+
+# --- prompts --------------------------------------------------------------------------------------------------------
+
+
+def test_every_format_gives_the_same_prompts_and_columns(tmp_path):
+    rows = [{"prompt": text, "level": str(i)} for i, text in enumerate(TEXTS)]
+    lines = [json.dumps(row, ensure_ascii=False) for row in rows]
+    quoted = [row["prompt"].replace('"', '""') for row in rows]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "p.parquet")
+    write(tmp_path, "p.jsonl", "\n\n".join(lines) + "\r\n")
+    write(tmp_path, "p.json", json.dumps(rows))
+    write(tmp_path, "p.csv", "\ufeffprompt,level\r\n" + "".join(f'"{q}",{i}\r\n' for i, q in enumerate(quoted)))
+    for name in ("p.parquet", "p.jsonl", "p.json", "p.csv"):
+        assert read_prompts(tmp_path / name) == Prompts(TEXTS, {"level": ("0", "1", "2")}), name
+
+
+def test_a_text_file_has_one_prompt_per_line_exactly_as_it_stands(tmp_path):
+    path = write(tmp_path, "p.TXT", "one \r\n\n  two\u2028still two\x0b\n")
+    assert read_prompts(path, "question") == Prompts(("one ", "  two\u2028still two\x0b"), {})
+
+
+def test_another_column_duplicates_and_values_that_are_missing(tmp_path):
+    path = write(tmp_path, "p.jsonl", '{"q": "a", "x": 1}\n{"q": "a"}\n{"q": "b", "y": [true, null]}\n')
+    assert read_prompts(path, "q") == Prompts(("a", "a", "b"), {"x": (1, None, None), "y": (None, None, [True, None])})
+
+
+def test_a_value_over_several_lines_of_a_csv_file(tmp_path):
+    path = write(tmp_path, "p.csv", 'prompt,x\n"a\nb",1\n\nc,2\n')
+    assert read_prompts(path) == Prompts(("a\nb", "c"), {"x": ("1", "2")})
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("p.jsonl", "", "p.jsonl: expected one prompt at least, got none; the file is empty"),
+        ("p.json", "[]", "p.json: expected one prompt at least"),
+        ("p.csv", "prompt\n", "p.csv: expected one prompt at least"),
+        ("p.txt", "\n \n", "p.txt: expected one prompt at least"),
+        ("p.jsonl", '{"prompt": "a"}\n{"prompt": "b"', "p.jsonl:2: expected JSON, but expecting ',' delimiter at colu"),
+        ("p.jsonl", '{"prompt": "a", "x": NaN}', "p.jsonl:1: expected JSON, got NaN, which JSON has no place for"),
+        ("p.jsonl", '"a"', 'p.jsonl:1: expected an object such as {"prompt": "..."}, got \'a\' (str)'),
+        ("p.jsonl", "[" * 100_000, "p.jsonl:1: expected JSON, got one that is nested too deeply"),
+        ("p.jsonl", '{"promt": "a"}', "p.jsonl:1: expected a column 'prompt', got promt; did you mean 'promt'?"),
+        ("p.jsonl", '{"prompt": 3}', "p.jsonl:1: prompt: expected text, got 3 (int)"),
+        ("p.jsonl", '{"prompt": null}', "p.jsonl:1: prompt: expected text, got nothing (null)"),
+        ("p.jsonl", '{"prompt": " "}', "p.jsonl:1: prompt: expected text, got an empty prompt"),
+        ("p.jsonl", '{"prompt": "\\ud800"}', "p.jsonl:1: prompt: expected valid Unicode, got half of a surrogate pair"),
+        ("p.jsonl", '{"prompt": "a", "completions": 1}', "p.jsonl:1: completions: expected another name for this colu"),
+        (
+            "p.jsonl",
+            '{"prompt": [{"role": "user", "content": "a"}]}',
+            "p.jsonl:1: prompt: expected text, got a conversation of 1 messages; give the user's message as text",
+        ),
+        ("p.json", '{"prompt": ["a"]}', "p.json: expected a list of objects such as"),
+        ("p.json", '[{"prompt": "a"},\n 3]', "p.json: item 2: expected an object such as"),
+        ("p.json", '[{"prompt": "a"},\n', "p.json:2: expected JSON, but"),
+        ("p.csv", "prompt,x\na,1\nb\n", "p.csv:3: expected 2 values, as in the header, got 1"),
+        ("p.csv", 'prompt,x\n"a\nb",1\nc\n', "p.csv:4: expected 2 values, as in the header, got 1"),
+        ("p.csv", 'prompt\n"a', "p.csv:2: expected comma-separated values, but unexpected end of data"),
+        ("p.csv", "prompt,prompt\na,b\n", "p.csv:1: expected each column once in the header, got 'prompt' again"),
+        ("p.csv", "Prompt;x\na;1\nb;2\n", "p.csv:2: expected a column 'prompt', got Prompt;x"),
+        ("p.txt", b"a\nb\xe9\n", "p.txt:2: expected UTF-8 text, got the byte 0xe9; save the file as UTF-8"),
+        ("p.parquet", b"PAR1 no", "p.parquet: expected a parquet file, but"),
+        (
+            "p.jsnl",
+            "",
+            "p.jsnl: expected a file name that ends in .jsonl, .json, .csv, .parquet, .txt, got '.jsnl'; did",
+        ),
+        ("p", "", "p: expected a file name that ends in .jsonl, .json, .csv, .parquet, .txt, got 'no ending'"),
+    ],
+)
+def test_each_bad_entry_is_named_with_its_place(tmp_path, name, content, message):
+    assert message in refusal(tmp_path, name, content)
+
+
+def test_bad_lines_are_listed_and_the_many_counted(tmp_path):
+    content = "".join('{"prompt": "fine"}\n{"prompt": 1}\n' for _ in range(9))
+    lines = refusal(tmp_path, "p.jsonl", content).splitlines()
+    assert lines[0] == "p.jsonl: 9 bad entries"
+    assert [line.split(": ")[0].strip() for line in lines[1:6]] == [f"p.jsonl:{i}" for i in (2, 4, 6, 8, 10)]
+    assert lines[6] == "  and 4 more"
+
+
+def test_a_prompt_beyond_the_limit_is_refused_by_its_bytes(tmp_path, monkeypatch):
+    monkeypatch.setattr(inputs, "LARGEST_TEXT", 10)
+    assert read_prompts(write(tmp_path, "p.txt", "é" * 5)).texts == ("é" * 5,)
+    assert "p.txt:1: prompt: expected at most 10 bytes" in refusal(tmp_path, "p.txt", "é" * 6)
+
+
+def test_a_ten_megabyte_prompt_comes_through_every_text_format(tmp_path):
+    text = "x" * 10_000_000
+    assert read_prompts(write(tmp_path, "p.csv", f"prompt\n{text}\n")).texts == (text,)
+    assert read_prompts(write(tmp_path, "p.jsonl", json.dumps({"prompt": text}))).texts == (text,)
+
+
+def test_values_of_a_parquet_file_that_are_no_json_are_named(tmp_path):
+    pq.write_table(pa.table({"prompt": ["a"], "picture": [b"\x00"]}), tmp_path / "p.parquet")
+    with pytest.raises(InputError, match=r"row 1: picture: expected a JSON value, got b'\\x00' \(bytes\)"):
+        read_prompts(tmp_path / "p.parquet")
+
+
+def test_a_file_that_is_not_there_is_told_with_the_nearest_one(tmp_path):
+    write(tmp_path, "prompts.jsonl", "")
+    with pytest.raises(InputError, match=r"expected a file of prompts, found none; did you mean 'prompts\.jsonl'"):
+        read_prompts(tmp_path / "promts.jsonl")
+    with pytest.raises(InputError, match="got a directory or a device"):
+        read_prompts(tmp_path)
+    with pytest.raises(InputError, match="expected a file of prompts, found none"):
+        read_prompts(tmp_path / "no" / "such.csv")
+
+
+# --- rewards --------------------------------------------------------------------------------------------------------
+
+REWARDS = """
+from dataclasses import dataclass
+import beside
+
+def positional(prompts, completions):
+    return [float(len(p) - len(c)) for p, c in zip(prompts, completions)]
+
+def swapped(completions, prompts, *, level=()):
+    return [float(len(p) - len(c)) + sum(level) for p, c in zip(prompts, completions)]
+
+def trl(completions, **kwargs):
+    return [float(len(c)) + len(kwargs["prompts"]) for c in completions]
+
+trl.pure = True
+
+@dataclass
+class Scorer:
+    bias: float
+    def __call__(self, prompts, completions):
+        return [self.bias for _ in completions]
+
+scorer = Scorer(2.0)
+number = 3
+needs = lambda prompts, completions, answer: []
+other = lambda x, y: []
+first_only = lambda prompts, completions, /: []
+
+async def later(prompts, completions):
+    return []
+"""
+
+
+@pytest.fixture
+def rewards(tmp_path):
+    write(tmp_path, "beside.py", "")
+    yield write(tmp_path, "my rewards.py", REWARDS)
+    sys.path.remove(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"), [("positional", [2.0]), ("swapped", [5.0]), ("trl", [2.0]), ("scorer", [2.0])]
+)
+def test_a_reward_is_called_by_the_names_of_its_arguments(rewards, name, expected):
+    reward = load_reward(f"{rewards}:{name}")
+    assert call_reward(reward, ["abc"], ["a"], {"level": [3]}) == expected
+
+
+def test_a_loaded_reward_keeps_its_signature_and_its_word(rewards):
+    reward = load_reward(f"{rewards}:swapped")
+    assert list(inspect.signature(reward).parameters) == ["completions", "prompts", "level"]
+    assert not is_pure(reward)
+    assert is_pure(load_reward(f"{rewards}:trl"))
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        (
+            "positionl",
+            "expected a function 'positionl', found none; it has positional, swapped, trl, needs, other, first",
+        ),
+        ("number", "expected 'number' to be a function, got 3 (int)"),
+        ("Scorer", "expected 'Scorer' to be a function, got <class"),
+        ("later", "expected 'later' to be a plain function, got an async one"),
+        (
+            "other",
+            "other: expected a function (prompts, completions, **columns) -> list of numbers, got the arguments (x",
+        ),
+        ("first_only", "first_only: expected a function (prompts, completions, **columns)"),
+        (
+            "needs",
+            "needs: expected the argument 'answer' to be a column of the prompts, which have answers; did you mean",
+        ),
+    ],
+)
+def test_what_is_no_reward_function_is_refused_by_name(rewards, name, message):
+    with pytest.raises(InputError) as caught:
+        load_reward(f"{rewards}:{name}", columns=["answers"])
+    assert message in str(caught.value)
+
+
+def test_without_columns_to_compare_with_an_argument_may_be_anything(rewards):
+    assert call_reward(load_reward(f"{rewards}:needs"), [], [], {"answer": []}) == []
+
+
+@pytest.mark.parametrize(
+    ("code", "message"),
+    [
+        ("x = 1\ny = nothing\n", "bad.py:2: the file raised NameError: name 'nothing' is not defined\n    y = nothing"),
+        ("import json\njson.loads('{')\n", "bad.py:2: the file raised JSONDecodeError"),
+        ("def f(:\n", "bad.py:1: expected Python, but invalid syntax\n    def f(:"),
+        ("import no_such_module\n", "bad.py:1: the file raised ModuleNotFoundError: No module named 'no_such_module'"),
+        ("raise SystemExit(3)\n", "bad.py:1: the file raised SystemExit: 3"),
+        ("a = '\0'\n", "bad.py"),
+    ],
+)
+def test_a_file_that_raises_is_named_with_the_line(tmp_path, code, message):
+    path = write(tmp_path, "bad.py", code)
+    with pytest.raises(RewardError) as caught:
+        load_reward(f"{path}:f")
+    assert message in str(caught.value).replace(f"{tmp_path}/", "")
+    assert "_spannerlm_reward_bad" not in sys.modules
+    sys.path.remove(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("reference", "message"),
+    [
+        ("reward.py", "expected path/to/file.py:function, got 'reward.py'"),
+        (":f", "expected path/to/file.py:function"),
+        ("{folder}/rewrd.py:f", "expected a Python file, found none; did you mean 'reward.py'"),
+        ("{folder}:f", "expected a Python file, found none"),
+        ("{folder}/reward.txt:f", "expected the name of a Python file, ending in .py"),
+    ],
+)
+def test_a_reference_that_leads_nowhere(tmp_path, reference, message):
+    write(tmp_path, "reward.py", "")
+    write(tmp_path, "reward.txt", "")
+    with pytest.raises(InputError, match="reward") as caught:
+        load_reward(reference.format(folder=tmp_path))
+    assert message in str(caught.value)
