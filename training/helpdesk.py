@@ -64,7 +64,13 @@ def build_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> LlamaForCausal
     model = LlamaForCausalLM(config)
     # Whatever serves the model shall sample from it as it is: temperature 1, nothing cut off.
     model.generation_config = GenerationConfig(
-        do_sample=True, temperature=1.0, top_k=0, top_p=1.0, eos_token_id=tokenizer.eos_token_id, **ids
+        do_sample=True,
+        temperature=1.0,
+        top_k=0,
+        top_p=1.0,
+        eos_token_id=tokenizer.eos_token_id,
+        max_new_tokens=task.MAX_NEW_TOKENS,
+        **ids,
     )
     return model
 

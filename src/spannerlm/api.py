@@ -40,19 +40,26 @@ def explore(
     features: Any = "hidden",
     reward: RewardFunction | None = None,
     columns: Mapping[str, Sequence[Any]] | None = None,
+    generation: Mapping[str, Any] | None = None,
     run_dir: Path | str | None = None,
 ) -> Result:
     """What exploring with ``labels`` reward labels leads to: the policy, its history and its costs.
 
     On an exact environment: ``explore(env, labels=200)``. On a real model: ``prompts`` [X], ``model`` (hub id, path or
     a loaded back end), ``features`` (see `feature_map`), ``reward`` (a TRL reward function, called with ``columns``,
-    each [X], by keyword) and either ``beta`` or ``kl``, in nats.
+    each [X], by keyword), either ``beta`` or ``kl``, in nats, and ``generation``: options of the back end's ``load``,
+    such as ``max_new_tokens``, ``stop``, ``device``.
 
     All of ``labels`` are spent, where as many distinct responses can be drawn; ``draws=None`` means no limit on draws.
     With ``run_dir`` everything is kept there, and the same call resumes a run that was cut off. Raises `InputError` on
     a bad argument, `RewardError` where the reward fails: what was bought until then is in the run directory.
     """
     check_budget(labels, draws, batch)
+    labels, draws, batch = int(labels), None if draws is None else int(draws), int(batch)
+    if beta is not None and (kl is not None or not beta > 0.0):
+        raise InputError(f"expected a positive beta or a kl, got beta={beta} and kl={kl}: give one of them")
+    if kl is not None and not kl >= 0.0:
+        raise InputError(f"kl: expected a budget of at least 0 nats, got {kl}")
     chosen = explorer_by_name(explorer)
     if env is not None:
         extra = {"prompts": prompts, "model": model, "reward": reward, "beta": beta, "kl": kl, "columns": columns}
@@ -62,17 +69,19 @@ def explore(
         return _explore_environment(env, chosen, labels, draws, batch, seed, run_dir)
     if prompts is None or model is None or reward is None:
         raise InputError("expected an environment, or prompts=, model= and reward= for a real model")
-    loaded = backend("huggingface").load(model) if isinstance(model, str) else model
+    loaded = backend("huggingface").load(model, **dict(generation or {})) if isinstance(model, str) else model
     phi = feature_map(features, getattr(loaded, "hidden_size", None))
     oracle = ModelOracle(loaded, prompts, phi)
     probs = np.full(len(prompts), 1.0 / len(prompts))
-    spec = Spec(probs, phi.dim, labels, draws, batch, beta, (kl or DEFAULT_KL) if beta is None else None)
-    result = _drive(oracle, chosen, reward, spec, seed, columns, run_dir, lambda _: {})
+    spec = Spec(
+        probs, phi.dim, labels, draws, batch, beta, (DEFAULT_KL if kl is None else kl) if beta is None else None
+    )
+    local = isinstance(model, str) and Path(model).exists()
+    name = str(Path(model).resolve()) if local else model if isinstance(model, str) else None
+    described = None if callable(features) and not hasattr(features, "spec") else phi.spec()
+    about = {"model": name, "options": dict(generation or {}), "features": described}
+    result = _drive(oracle, chosen, reward, spec, seed, columns, run_dir, lambda _: {}, about)
     if run_dir is not None:
-        local = isinstance(model, str) and Path(model).exists()
-        name = str(Path(model).resolve()) if local else model if isinstance(model, str) else None
-        described = None if callable(features) and not hasattr(features, "spec") else phi.spec()
-        about = {"model": name, "options": {}, "features": described}
         save_policy(Path(run_dir), result.theta, getattr(result.policy, "beta", float("nan")), about)
     return result
 
@@ -91,7 +100,7 @@ def _explore_environment(
     def regret(policy: Policy) -> Info:
         return {"regret": env.regret(policy.table(env))}
 
-    return _drive(env, explorer, env.reward(seed), spec, seed, None, run_dir, regret)
+    return _drive(env, explorer, env.reward(seed), spec, seed, None, run_dir, regret, {})
 
 
 def _drive(
@@ -103,9 +112,10 @@ def _drive(
     columns: Mapping[str, Sequence[Any]] | None,
     run_dir: Path | str | None,
     measure: Callable[[Policy], Info],
+    about: Mapping[str, Any],
 ) -> Result:
     folder = None if run_dir is None else Path(run_dir)
-    meta = {**spec_meta(spec, seed), **explorer_meta(explorer)}
+    meta = {**spec_meta(spec, seed), **explorer_meta(explorer), **about}
     with Ledger.open(folder, meta=meta, prompts=list(oracle.prompts), columns=columns) as ledger:
         run = Run(oracle, explorer, reward, ledger, spec, seed=seed, columns=columns)
         run.measure = measure

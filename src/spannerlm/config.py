@@ -80,6 +80,8 @@ def _plain(value: object) -> object:
 
 
 def _features(value: object) -> object:
+    if value is None:
+        return None
     if not isinstance(value, (str, list, dict)) or not value:
         raise ValueError("expected a name such as hidden or ngrams, a mapping with its kind, or a list of these")
     return _plain(value)
@@ -164,8 +166,8 @@ class RunConfig(_Section):
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     baselines: bool = True
     """Whether random labelling and the optimum are run for comparison, where the reward is free."""
-    features: Annotated[Any, BeforeValidator(_features)] = "hidden"
-    """Feature map: a name, a mapping with its kind, or a list of these."""
+    features: Annotated[Any, BeforeValidator(_features)] = None
+    """Feature map: a name, a mapping with its kind, or a list of these; None: the bundled task's, else ``hidden``."""
     max_prompts: Count = 128
     """Prompts that are explored at most."""
     generation: Generation = Generation()

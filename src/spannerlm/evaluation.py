@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import norm, t
+from scipy.stats import t
 
 from spannerlm.coverage import Interval
 from spannerlm.explorers.learner import Learner
@@ -83,15 +83,15 @@ class EvaluationPool:
 
 
 def predicted_value(posterior: Posterior, pool: EvaluationPool, tilted: Tilted) -> Interval:
-    """Posterior prediction of the mean reward of a tilted policy: mu + <theta, E_q phi - centre>, over prompts.
+    """Posterior prediction of the mean reward of a tilted policy: mu + u_x + <theta, E_q phi - centre>, over prompts.
 
-    The interval holds what the posterior of theta and mu leaves open, not a misfit of the features. Cost: none.
+    The interval holds what the posterior leaves open of theta, of mu and of the intercepts of prompts without labels,
+    not a misfit of the features. Cost: none.
     """
     means = np.array([q[: len(d.features)] @ d.features for q, d in zip(tilted.weights, pool.draws, strict=True)])
     shift = (means - pool.centres()).mean(axis=0)  # [d]
-    value = posterior.intercept + float(shift @ posterior.mean)
-    variance = posterior.noise_std**2 * float(shift @ np.linalg.solve(posterior.precision(), shift))
-    half = float(norm.ppf(0.5 + CONFIDENCE / 2.0)) * np.sqrt(variance + posterior.intercept_std**2)
+    value, variance = posterior.predict(shift, len(pool.draws))
+    half = float(t.ppf(0.5 + CONFIDENCE / 2.0, 2.0 * posterior.shape)) * float(np.sqrt(variance))
     return Interval(value, value - half, value + half)
 
 
@@ -121,13 +121,31 @@ def off_policy_value(sampled: Sampled, plan: Tilted, target: Tilted, model: Floa
     ``model`` [X, n]: a prediction of each response's reward made without these labels. The estimate is the prediction's
     mean under the target plus the mean of importance-weighted residuals, weights at most 2 where target is plan or the
     base: unbiased for the pool whatever the prediction (where every prompt is labelled equally often), and narrow where
-    it is good. Cost: none beyond the labels given.
+    it is good. The interval takes the residuals of one response as one, because they may share one label's noise.
+    Cost: none beyond the labels given.
     """
     at = sampled.prompts, sampled.rows
     ratios = target.weights[at] / (0.5 * (plan.base[at] + plan.weights[at]))
-    corrections = mean_interval(ratios * (sampled.values - model[at]))
+    corrections = _clustered_interval(ratios * (sampled.values - model[at]), sampled)
     offset = float(np.mean(target.mean(model)))
     return Interval(offset + corrections.value, offset + corrections.low, offset + corrections.high)
+
+
+def _clustered_interval(values: FloatArray, sampled: Sampled) -> Interval:
+    """Mean of values [k] with the interval that holds where those of one response are dependent.
+
+    `mean_interval` where every response came once.
+    """
+    if not len(values):
+        return mean_interval(values)
+    mean = float(np.mean(values))
+    _, cluster = np.unique(np.stack([sampled.prompts, sampled.rows]), axis=1, return_inverse=True)
+    sums = np.bincount(cluster.ravel(), values - mean)  # [n]
+    n = len(sums)
+    if n < 2:
+        return Interval(mean, float("nan"), float("nan"))
+    half = float(t.ppf(0.5 + CONFIDENCE / 2.0, n - 1) * np.sqrt(np.sum(sums**2) * n / (n - 1))) / len(values)
+    return Interval(mean, mean - half, mean + half)
 
 
 @dataclass(frozen=True)
@@ -175,13 +193,18 @@ def cross_validated_fit(
     return Fit(r2, n, folds, learner.posterior.noise_std)
 
 
-def knee(kls: FloatArray, values: FloatArray) -> int:
+KNEE = 0.1
+"""How far above the chord, as a share of the whole gain, a knee must stand: a straight curve has none."""
+
+
+def knee(kls: FloatArray, values: FloatArray) -> int | None:
     """Index of the curve's knee: the point farthest above the chord between its ends, both axes scaled to 1.
 
-    The last point where the curve gains nothing over its first, or holds an undefined value.
+    None where no point stands `KNEE` above it, where nothing is gained, or a value is undefined.
     """
     gain = float(values[-1] - values[0]) if len(values) else 0.0
     if not np.all(np.isfinite(values)) or gain <= 0.0:
-        return max(len(values) - 1, 0)
+        return None
     above = (values - values[0]) / gain - (kls - kls[0]) / (kls[-1] - kls[0])
-    return int(np.argmax(above))
+    best = int(np.argmax(above))
+    return best if above[best] >= KNEE else None

@@ -91,7 +91,7 @@ class Job:
         self._tell("load the model")
         with self.stopwatch.part("load"):
             model = load_model(config, task)
-            phi = feature_map(config.features, getattr(model, "hidden_size", None))
+            phi = feature_map(task.features, getattr(model, "hidden_size", None))
         oracle = ModelOracle(model, task.prompts, phi)
         spec = spec_of(config, task, phi)
         meta = {**spec_meta(spec, config.seed), **explorer_meta(explorer), **self._meta(task, phi)}

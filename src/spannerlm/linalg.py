@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import scipy.linalg
-from array_api_compat import array_namespace
+from array_api_compat import array_namespace, device
 
 from spannerlm.records import FloatArray
 
@@ -45,12 +45,22 @@ def elliptical_norms(root: Any, features: Any) -> Any:
 def pair_distances(whitened: Any, rows: slice, columns: slice) -> Any:
     """[rows, columns] squared distances between whitened features, one block of all pairs (2d flops a pair).
 
-    Cancellation leaves an absolute error of about eps |z|^2: centre the features where distances are tiny.
+    Exactly 0 on the diagonal. Elsewhere cancellation leaves an absolute error of about eps |z|^2: centre the features
+    where distances are tiny.
     """
     xp = array_namespace(whitened)
     left, right = whitened[rows, :], whitened[columns, :]
     squares = xp.sum(left * left, axis=1)[:, None] + xp.sum(right * right, axis=1)[None, :]
-    return xp.clip(squares - 2.0 * (left @ right.T), 0.0, None)
+    distances = xp.clip(squares - 2.0 * (left @ right.T), 0.0, None)
+    if rows != columns:
+        return distances
+    return distances * (1.0 - xp.eye(distances.shape[0], dtype=distances.dtype, device=device(distances)))
+
+
+def _centred(whitened: Any) -> Any:
+    """[n, d] the rows less their mean: distances stay, their rounding shrinks from |z|^2 to the spread of z."""
+    xp = array_namespace(whitened)
+    return whitened - xp.mean(whitened, axis=0) if whitened.shape[0] else whitened
 
 
 def _blocks(n: int) -> Iterator[tuple[slice, slice]]:
@@ -67,7 +77,7 @@ def farthest_pair(whitened: Any) -> tuple[int, int, float]:
 
     Time: n^2/2 pairs of 2d flops, blocked; memory O(BLOCK^2).
     """
-    xp = array_namespace(whitened)
+    xp, whitened = array_namespace(whitened), _centred(whitened)
     best = (0, 0, 0.0)
     for rows, columns in _blocks(whitened.shape[0]):
         block = pair_distances(whitened, rows, columns)
@@ -84,7 +94,7 @@ def pairs_beyond(whitened: Any, nu: float) -> FloatArray:
 
     Time: n^2/2 pairs of 2d flops, blocked; memory O(BLOCK^2).
     """
-    xp = array_namespace(whitened)
+    xp, whitened = array_namespace(whitened), _centred(whitened)
     n = whitened.shape[0]
     counts = np.zeros(n)
     for rows, columns in _blocks(n):

@@ -76,7 +76,12 @@ class RecordedOracle:
 
 
 def _joined(records: list[Draws]) -> Draws:
-    """One record with all rows; a response that came in two records stands twice, which changes no draw's law."""
-    responses = tuple(r for record in records for r in record.responses)
+    """One record with all draws, each response once."""
+    responses = [r for record in records for r in record.responses]
     counts = np.concatenate([record.counts for record in records])
-    return Draws(records[0].prompt, responses, counts, np.concatenate([record.features for record in records]))
+    features = np.concatenate([record.features for record in records])
+    rows = {response: i for i, response in reversed(list(enumerate(responses)))}  # where each came first
+    at = np.array([rows[response] for response in responses], dtype=np.int64)
+    kept = np.unique(at)
+    totals = np.bincount(at, counts, minlength=len(at)).astype(np.int64)
+    return Draws(records[0].prompt, tuple(responses[i] for i in kept), totals[kept], features[kept])

@@ -12,7 +12,7 @@ from typing import Protocol
 
 import numpy as np
 from scipy.optimize import brentq
-from scipy.special import log_softmax, xlogy
+from scipy.special import log_softmax, rel_entr
 
 from spannerlm.errors import InputError
 from spannerlm.records import FloatArray
@@ -51,14 +51,12 @@ def tilt(base_probs: FloatArray, scores: FloatArray, beta: float) -> FloatArray:
 
 def kl_divergence(probs: FloatArray, base_probs: FloatArray) -> FloatArray:
     """[...] KL(probs || base_probs) in nats over the last axis; inf where probs leaves the base's support."""
-    with np.errstate(divide="ignore", invalid="ignore"):
-        ratio = np.where(probs > 0.0, probs / base_probs, 1.0)
-    divergence: FloatArray = np.sum(xlogy(probs, ratio), axis=-1)
+    divergence: FloatArray = np.sum(rel_entr(probs, base_probs), axis=-1)
     return divergence
 
 
 def padded(rows: Sequence[FloatArray]) -> FloatArray:
-    """[X, n] the rows [n_x] of different lengths, filled up with zeros: a response of base probability 0 has no weight."""
+    """[X, n] the rows [n_x] of different lengths, filled up with zeros: what has base probability 0 has no weight."""
     table = np.zeros((len(rows), max((len(row) for row in rows), default=0)))
     for x, row in enumerate(rows):
         table[x, : len(row)] = row
@@ -68,13 +66,15 @@ def padded(rows: Sequence[FloatArray]) -> FloatArray:
 def beta_for_kl(base_probs: FloatArray, scores: FloatArray, kl: float) -> float:
     """The KL temperature at which tilting base_probs [X, n] by scores [X, n] costs ``kl`` nats on average over X.
 
-    Returns inf where every prompt's scores are equal (no tilt is possible) and the smallest temperature tried where
-    ``kl`` is beyond what the support allows (the tilt is then the arg max). Raises `InputError` for a negative budget.
+    Returns inf where every prompt's scores are equal (no tilt is possible) or ``kl`` is below 1e-11 nats, and the
+    smallest temperature tried where ``kl`` is beyond what the support allows (the tilt is then the arg max). Raises
+    `InputError` for a negative budget.
     """
     if not kl >= 0.0:
         raise InputError(f"expected a KL budget of at least 0 nats, got {kl}: give a non-negative number")
     inside = base_probs > 0.0
-    spread = np.max(scores, axis=1, where=inside, initial=-np.inf) - np.min(scores, axis=1, where=inside, initial=np.inf)
+    highest = np.max(scores, axis=1, where=inside, initial=-np.inf)
+    spread = highest - np.min(scores, axis=1, where=inside, initial=np.inf)
     if kl == 0.0 or not np.any(spread > 0.0):
         return float("inf")
 
@@ -85,6 +85,8 @@ def beta_for_kl(base_probs: FloatArray, scores: FloatArray, kl: float) -> float:
     low, high = widest - 12.0, widest + 12.0
     if gap(low) < 0.0:
         return float(np.exp(low))
+    if gap(high) > 0.0:  # less than rounding can tell from 0
+        return float("inf")
     return float(np.exp(brentq(gap, low, high, xtol=1e-6)))
 
 

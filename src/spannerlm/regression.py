@@ -170,6 +170,12 @@ class Posterior:
     """[G, d] V' b."""
     noise_variances: FloatArray
     """[G, L] posterior mode scale of sigma^2 at each grid point."""
+    masses: FloatArray
+    """[G] precision of mu given theta, in noise units."""
+    offsets: FloatArray
+    """[G] mean of mu at theta = 0: the labels' weighted mean."""
+    slopes: FloatArray
+    """[G, d] by how much that falls as theta grows: the weighted mean of their (transformed) features."""
     shape: float
     """Shape of sigma^2's inverse-gamma posterior."""
     transform: FloatArray | None
@@ -201,6 +207,20 @@ class Posterior:
             inverse = np.linalg.inv(self.transform)
             sigma = inverse @ sigma @ inverse
         return np.asarray(0.5 * (sigma + sigma.T))
+
+    def predict(self, shift: FloatArray, prompts: int) -> tuple[float, float]:
+        """(mean, variance) of mu + <theta, shift> + the mean intercept of as many prompts without labels: shift [d].
+
+        Moments of the whole mixture: noise, theta and mu with their covariance, and what the grid leaves open.
+        """
+        z = shift if self.transform is None else self.transform @ shift
+        scale = self.eigenvalues[:, None, :] + self.lambdas[:, None]  # [G, L, d]
+        rotated = np.einsum("gij,gi->gj", self.eigenvectors, z - self.slopes)[:, None, :]  # [G, 1, d]
+        means = self.offsets[:, None] + np.sum(rotated * self.targets[:, None, :] / scale, axis=-1)  # [G, L]
+        leverage = 1.0 / self.masses[:, None] + np.sum(rotated**2 / scale, axis=-1) + self.gammas[:, None] / prompts
+        noise = self.noise_variances * self.shape / max(self.shape - 1.0, 0.5)  # mean of sigma^2
+        mean = float(np.sum(self.weights * means))
+        return mean, float(np.sum(self.weights * (noise * leverage + (means - mean) ** 2)))
 
     def sample(self, size: int, *, rng: np.random.Generator) -> FloatArray:
         """[size, d] draws of theta from the posterior."""
@@ -256,6 +276,9 @@ def fit_labels(
         eigenvectors=np.array([f.vectors for f in fits]),
         targets=np.array([f.target for f in fits]),
         noise_variances=np.array([f.variance for f in fits]),
+        masses=np.array([f.mass for f in fits]),
+        offsets=np.array([f.total / f.mass for f in fits]),
+        slopes=np.array([f.slope / f.mass for f in fits]),
         shape=PRIOR_SHAPE + 0.5 * (stats.labels - 1),
         transform=transform,
     )

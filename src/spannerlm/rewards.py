@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,9 +49,10 @@ class NoisyReward:
 def _normal(seed: int, prompt: str, response: str, replicate: int) -> float:
     """One standard normal number determined by its arguments."""
     parts = (str(seed), prompt, response, str(replicate))
-    data = b"\x00".join(p.encode("utf-8", "surrogatepass").replace(b"\x00", b"\x00\x01") for p in parts)
-    bits = int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "big") >> 11  # 53 bits, as a float holds
-    return float(ndtri((bits + 0.5) / 2.0**53))
+    # No text holds a byte FF: a NUL within a part can not be taken for the NUL between two.
+    data = b"\x00".join(p.encode("utf-8", "surrogatepass").replace(b"\x00", b"\x00\xff") for p in parts)
+    bits = int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "big") >> 12  # 52 bits: + 0.5 is exact
+    return float(ndtri((bits + 0.5) / 2.0**52))
 
 
 def is_pure(reward: RewardFunction) -> bool:
@@ -85,7 +86,8 @@ def _accepted(reward: RewardFunction, columns: Mapping[str, Sequence[Any]]) -> d
 
 def check_values(values: Any, expected: int) -> list[float | None]:
     """The values as floats or None; `RewardError` names the first that is neither, or a wrong length."""
-    if isinstance(values, (str, bytes)) or not hasattr(values, "__len__") or not hasattr(values, "__iter__"):
+    ordered = not isinstance(values, (str, bytes, Mapping, Set)) and getattr(values, "shape", None) != ()
+    if not ordered or not hasattr(values, "__len__") or not hasattr(values, "__iter__"):
         raise RewardError(
             f"expected a list of {expected} rewards, got {type(values).__name__}: return one number per completion"
         )
@@ -99,12 +101,15 @@ def check_values(values: Any, expected: int) -> list[float | None]:
 def _check_value(index: int, value: Any) -> float | None:
     if value is None:
         return None
-    if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, float, np.number)):
+    if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
         raise RewardError(
             f"reward {index}: expected a number or None, got {value!r} ({type(value).__name__}): "
             "return a float, or None for no label"
         )
-    number = float(value)
+    try:
+        number = float(value)
+    except OverflowError:  # an int beyond the largest float
+        number = math.inf
     if not math.isfinite(number):
         raise RewardError(f"reward {index}: expected a finite number, got {number}: return None for no label")
     return number

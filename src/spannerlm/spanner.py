@@ -59,6 +59,20 @@ def disjoint_pairs(counts: IntArray, *, rng: np.random.Generator) -> IntArray:
     return order[: 2 * (len(order) // 2)].reshape(-1, 2)
 
 
+def disjoint_pair_counts(counts: IntArray, k: int, *, rng: np.random.Generator) -> IntArray:
+    """[n, n] how often each (first, second) comes among ``k`` <= N/2 disjoint pairs of a prompt's N draws.
+
+    The law of `disjoint_pairs`, in time n^2 whatever N is: k draws come first, k others second, in random order.
+    """
+    firsts = rng.multivariate_hypergeometric(counts, k, method="marginals")
+    seconds = rng.multivariate_hypergeometric(counts - firsts, k, method="marginals")
+    table = np.zeros((len(counts), len(counts)), dtype=np.int64)
+    for i, size in enumerate(firsts):
+        table[i] = rng.multivariate_hypergeometric(seconds, size, method="marginals")
+        seconds = seconds - table[i]
+    return table
+
+
 def first_pair(spanner: Spanner, draws: Draws, nu: float, *, rng: np.random.Generator) -> tuple[Pair | None, int]:
     """(the first of the prompt's disjoint pairs beyond ``nu`` or None, pairs looked at): the paper's rule."""
     pairs = disjoint_pairs(draws.counts, rng=rng)
@@ -100,7 +114,7 @@ def acceptance_bound(dim: int, penalty: float, nu: float) -> int:
     """
     if penalty <= 0.0 or nu <= 0.0:
         raise InputError(f"expected positive lambda and nu, got {penalty} and {nu}")
-    low, high = 1.0, 2.0
+    low, high = 0.0, 1.0
     while high <= dim * np.log1p(4.0 * high / (dim * penalty)) / np.log1p(nu * nu):
         high *= 2.0
     for _ in range(100):
@@ -135,15 +149,20 @@ def spending(delta: float, acceptances: int) -> float:
     return delta / ((acceptances + 1) * (acceptances + 2))
 
 
-def certify(norms: FloatArray, nu: float, delta: float, acceptances: int) -> Certificate:
+def certify(
+    norms: FloatArray, nu: float, delta: float, acceptances: int, *, counts: IntArray | None = None
+) -> Certificate:
     """The certificate from the norms [n] of independent pairs of draws that were not used before.
+
+    ``counts`` [n] says how many pairs have each norm; one each where it is not given.
 
     Valid where the pairs are (1) one per prompt, prompts drawn afresh from rho: a statement on rho; or (2) the
     same k = floor(N/2) disjoint pairs for each prompt of a fixed set: a statement on the average over the set. At
     most one test per value of ``acceptances`` may be made: that is what delta_j pays for.
     """
-    pairs = len(norms)
-    beyond = int(np.sum(norms > nu))
+    counts = np.ones(len(norms), dtype=np.int64) if counts is None else counts
+    pairs = int(counts.sum())
+    beyond = int(np.sum(counts[norms > nu]))
     eta = 1.0 - spending(delta, acceptances) ** (1.0 / pairs) if pairs else 1.0
     return Certificate(
         eta=eta if beyond == 0 else 1.0,
@@ -152,7 +171,7 @@ def certify(norms: FloatArray, nu: float, delta: float, acceptances: int) -> Cer
         acceptances=acceptances,
         pairs=pairs,
         beyond=beyond,
-        radius=float(np.max(norms)) if pairs else float("nan"),
+        radius=float(np.max(norms[counts > 0])) if pairs else float("nan"),
         eta_radius=eta,
     )
 
@@ -164,4 +183,4 @@ def draws_to_see(eps: float, delta: float) -> float:
 
 def mass_seen(n: int, delta: float) -> float:
     """Mass of one direction fixed beforehand that ``n`` draws show with probability 1 - delta: ln(1/delta)/n."""
-    return float(np.log(1.0 / delta) / n) if n else 1.0
+    return min(1.0, float(np.log(1.0 / delta) / n)) if n else 1.0

@@ -175,26 +175,25 @@ def _random_labels(run: Run, task: Task, config: RunConfig, measured: Measured, 
 
 
 def recommend(curve: list[dict[str, Any]], board: Board, scores: FloatArray) -> dict[str, Any]:
-    """The KL at the knee of the value curve, what it is worth and what one answer costs there."""
-    kls = np.array([row["kl"] for row in curve])
-    values = np.array([row["value"] for row in curve])
-    row = curve[knee(kls, values)]
-    tilted = board.measure.pool.at_kl(scores, row["kl"])
-    scans = [
-        draws_needed(
-            np.log(q[w > 0.0] / w[w > 0.0], where=q[w > 0.0] > 0.0, out=np.full(int((w > 0.0).sum()), -np.inf)),
-            d.counts,
-        )
-        for q, w, d in zip(tilted.weights, tilted.base, board.measure.pool.draws, strict=True)
-    ]
+    """The KL at the knee of the value curve, else the run's own, what it is worth and what one answer costs there."""
+    kls, values = (np.array([row[key] for row in curve], dtype=np.float64) for key in ("kl", "value"))
+    best = knee(kls, values)
+    pool = board.measure.pool
+    tilted = pool.at_kl(scores, board.kl if best is None else float(kls[best]))
+    row = {**board.point(tilted), "kl": board.kl} if best is None else curve[best]
     gained = values[-1] - values[0]
-    share = (row["value"] - values[0]) / gained if gained > 0.0 else float("nan")
-    reason = (
-        f"the knee of the curve: {share:.0%} of what KL = {kls[-1]:g} nats gains over the base model, and beyond it "
-        "each nat buys less than the average nat"
-        if gained > 0.0
-        else "the curve gains nothing over the base model"
-    )
+    share = f"{(row['value'] - values[0]) / gained:.0%} of what KL = {kls[-1]:g} nats gains over the base model"
+    if best is not None:
+        reason = f"the knee of the curve: {share}, and beyond it each nat buys less than the average nat"
+    elif gained > 0.0:
+        reason = f"the KL that was asked for: {share}; the curve has no knee, so how far to go is a matter of cost"
+    else:
+        reason = "the KL that was asked for: the curve gains nothing over the base model, or is not known"
+    with np.errstate(divide="ignore"):
+        scans = [
+            draws_needed(np.log(q[: len(d.counts)] / w[: len(d.counts)]), d.counts)
+            for q, w, d in zip(tilted.weights, tilted.base, pool.draws, strict=True)
+        ]
     return {**row, "beta": tilted.beta, "draws_per_scan": float(np.mean(scans)), "reason": reason}
 
 
@@ -230,12 +229,15 @@ def _fit(run: Run, seed: int) -> dict[str, Any]:
 def _reading(fit: Fit) -> str:
     if not np.isfinite(fit.r2.value):
         return "too few different labels to tell whether the features explain this reward"
-    share = f"the features explain {fit.r2.value:.0%} of the variance of labels left out of the fit"
+    if fit.r2.value <= 0.0:
+        share = "labels left out of the fit are predicted no better than by their mean"
+    else:
+        share = f"the features explain {fit.r2.value:.0%} of the variance of labels left out of the fit"
     if fit.r2.low > 0.3:
         return f"yes: {share}"
     if fit.r2.high < 0.1:
         return f"no: {share}; try other features before buying more labels"
-    return f"partly, or too few labels to tell: {share}"
+    return f"{fit.labels} labels are too few to tell: {share}, and the interval is wide"
 
 
 def _estimates(run: Run, measured: Measured, policy: Policy) -> list[dict[str, Any]]:

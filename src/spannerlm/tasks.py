@@ -16,6 +16,9 @@ from spannerlm.errors import InputError
 from spannerlm.inputs import load_reward, read_prompts
 from spannerlm.rewards import NoisyReward, RewardFunction
 
+DEFAULT_FEATURES = "hidden"
+"""Where neither the configuration nor a bundled task says which: mean hidden state of the last layer."""
+
 
 @dataclass(frozen=True)
 class Task:
@@ -35,6 +38,8 @@ class Task:
     truth: RewardFunction | None
     """The true mean reward where it is free and pure."""
     reward_name: str
+    features: Any
+    """Specification of the feature map (`feature_map`)."""
     max_new_tokens: int | None
     stop: tuple[str, ...]
 
@@ -48,7 +53,7 @@ def load_task(config: RunConfig) -> Task:
     """The bundled task or the user's own, prompts split and the reward loaded. No draws, no labels."""
     base = bundled.load(config.task) if config.task is not None else None
     train, heldout, columns = _prompts(config, base)
-    function: RewardFunction = load_reward(config.reward) if config.reward is not None else _bundled(base).reward
+    function: RewardFunction = _bundled(base).reward if config.reward is None else load_reward(config.reward, columns)
     noise = config.reward_noise
     if noise is None:
         noise = base.noise_std if base is not None and config.reward is None else 0.0
@@ -63,6 +68,7 @@ def load_task(config: RunConfig) -> Task:
         reward=function if truth is None else NoisyReward(truth, noise, config.seed),
         truth=truth,
         reward_name=config.reward or f"{config.task}, label noise {noise:g}",
+        features=config.features or (list(base.features) if base is not None else DEFAULT_FEATURES),
         max_new_tokens=config.generation.max_new_tokens or (base.max_new_tokens if base is not None else None),
         stop=config.generation.stop or (base.stop if base is not None else ()),
     )

@@ -134,7 +134,7 @@ def test_noisy_labels_of_the_reward_are_right_on_average(helpdesk):
 
 
 def test_features_are_a_map_of_the_state_of_this_model(helpdesk):
-    assert feature_map(helpdesk.features, hidden_size=96).dim == 98
+    assert feature_map(helpdesk.features, hidden_size=96).dim == 96
 
 
 def test_another_sentence_can_be_planted():

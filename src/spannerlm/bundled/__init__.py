@@ -36,7 +36,7 @@ class BundledTask:
     stop: tuple[str, ...] = ()
     """Stop strings; empty where the end-of-sequence token is enough."""
     features: tuple[str, ...] = ("hidden",)
-    """The feature maps that explain this reward best, by their short names; side by side where there are several."""
+    """The feature maps a run takes unless told otherwise: short names, side by side where there are several."""
 
 
 class _Loader(Protocol):

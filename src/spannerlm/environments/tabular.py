@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy.special import logsumexp
+from scipy.special import log_softmax, logsumexp
 
 from spannerlm.errors import InputError
 from spannerlm.policy import kl_divergence, tilt
@@ -77,7 +77,7 @@ class TabularEnvironment:
         """[m] records of ``n`` draws each, kept as counts (the sampling oracle). Cost: n m draws."""
         records = []
         for x in prompts:
-            counts = rng.multinomial(n, self.base_probs[x])
+            counts = rng.multinomial(n, self.base_probs[x] / self.base_probs[x].sum())
             seen = np.flatnonzero(counts)
             records.append(Draws(int(x), tuple(map(str, seen)), counts[seen], self.features[x, seen]))
         return tuple(records)
@@ -102,15 +102,23 @@ class TabularEnvironment:
         """J_beta of a table [X, Y]: expected reward minus beta times the KL from pi_ref."""
         table = self._policy(policy)
         expected = np.sum(table * self.mean_rewards, axis=1)
-        return float(self.prompt_probs @ (expected - self.beta * kl_divergence(table, self.base_probs)))
+        return self._mean(expected - self.beta * kl_divergence(table, self.base_probs))
 
     def regret(self, policy: FloatArray) -> float:
         """J_beta(pi*) - J_beta(policy) of a table [X, Y], computed as beta E_x KL(policy || pi*) (THEORY 1).
 
-        The identity makes it free of cancellation: it is accurate however small.
+        The identity spares it the cancellation of a difference of values: it is accurate to about 1e-15 beta. In log
+        space, because pi* itself may be too small for a float where the regret is not.
         """
         table = self._policy(policy)
-        return float(self.prompt_probs @ (self.beta * kl_divergence(table, self.optimal_policy())))
+        log_optimal = log_softmax(_log(self.base_probs) + self.mean_rewards / self.beta, axis=1)
+        log_ratio = np.subtract(_log(table), log_optimal, out=np.zeros_like(table), where=table > 0.0)
+        return self._mean(self.beta * np.sum(table * log_ratio, axis=1))
+
+    def _mean(self, values: FloatArray) -> float:
+        """Mean under rho of values [X]; what befalls an impossible prompt does not count."""
+        possible = self.prompt_probs > 0.0
+        return float(self.prompt_probs[possible] @ values[possible])
 
     def coverage(self) -> float:
         """C_cov = sup over prompts and responses of positive probability of pi* / pi_ref."""
@@ -118,14 +126,17 @@ class TabularEnvironment:
         return float(np.max(self.optimal_policy()[possible] / self.base_probs[possible]))
 
     def realizability_gap(self) -> float:
-        """Largest reward difference, over responses of one prompt, that no theta explains (0 = realizable).
+        """Largest reward difference, over possible responses of one prompt, that least squares leaves unexplained.
 
-        Least squares on centred features; the supremum of the residual's range over prompts.
+        0 if and only if the environment is realizable.
         """
-        centred = self.features - self.features.mean(axis=1, keepdims=True)
-        target = self.mean_rewards - self.mean_rewards.mean(axis=1, keepdims=True)
-        theta = np.linalg.lstsq(centred.reshape(-1, self.dim), target.ravel(), rcond=None)[0]
-        return float(np.max(np.ptp(target - centred @ theta, axis=1)))
+        possible = (self.base_probs > 0.0) & (self.prompt_probs[:, None] > 0.0)
+        share = possible / np.maximum(possible.sum(axis=1, keepdims=True), 1)  # [X, Y]
+        centred = self.features - np.einsum("xy,xyd->xd", share, self.features)[:, None]
+        target = self.mean_rewards - np.sum(share * self.mean_rewards, axis=1, keepdims=True)
+        theta = np.linalg.lstsq(centred[possible], target[possible], rcond=None)[0]
+        residual = np.where(possible, target - centred @ theta, 0.0)  # mean 0 over each prompt's possible responses
+        return float(np.max(np.ptp(residual, axis=1)))
 
     def feature_norm(self) -> float:
         """Largest |phi(x, y)|; THEORY assumes at most 1."""
@@ -137,6 +148,11 @@ class TabularEnvironment:
             raise InputError(f"policy: expected a table of shape {self.base_probs.shape}, got {table.shape}")
         _check_probabilities("policy", table)
         return table
+
+
+def _log(probs: FloatArray) -> FloatArray:
+    with np.errstate(divide="ignore"):
+        return np.asarray(np.log(probs))
 
 
 def _array(name: str, value: Any, ndim: int) -> FloatArray:

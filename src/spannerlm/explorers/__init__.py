@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import fields
 from typing import Any
 
 from spannerlm.errors import InputError
@@ -32,7 +33,9 @@ def explorer_by_name(explorer: str | Explorer, settings: Mapping[str, Any] | Non
     try:
         return EXPLORERS[explorer](**(settings or {}))
     except TypeError as error:
-        raise InputError(f"explorer {explorer!r}: a setting is not one it has: {error}") from error
+        unknown = str(error).rpartition("argument ")[2]
+        known = ", ".join(field.name for field in fields(EXPLORERS[explorer]()))  # type: ignore[arg-type]
+        raise InputError(f"explorer_settings: expected some of {known} for {explorer!r}, got {unknown}") from error
 
 
 __all__ = [

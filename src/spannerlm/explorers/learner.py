@@ -20,6 +20,8 @@ PRIOR_POWER = 0.15
 preference for rewards that live in directions where the base model seldom varies (DIRECTED.md, "Model")."""
 PRIOR_FLOOR = 0.01
 """Smallest eigenvalue of C, relative to the mean, that the prior tells apart from zero."""
+ROUNDING = 1e-12
+"""Spread of features, relative to their mean square, that is taken for rounding: sums of up to 1e4 draws keep that."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,9 +40,11 @@ class Moments:
         return self.sums / np.maximum(self.counts, 1.0)[:, None]
 
     def covariance(self) -> FloatArray:
-        """[d, d] covariance within prompts, pooled; 0 where no prompt has two draws."""
+        """[d, d] covariance within prompts, pooled; 0 where no prompt has two draws that differ."""
         centres = self.centres()
         within = self.outer - (centres * self.counts[:, None]).T @ centres
+        if np.trace(within) <= ROUNDING * np.trace(self.outer):
+            return np.zeros_like(within)
         degrees = float(np.sum(np.maximum(self.counts - 1.0, 0.0)))
         return 0.5 * (within + within.T) / max(degrees, 1.0)
 
@@ -148,6 +152,7 @@ class Learner:
     def transform(self) -> FloatArray:
         """[d, d] T: the prior of theta is isotropic in z = T (phi - centre), scaled so that tr(T C T) = S."""
         values, vectors = np.linalg.eigh(self.covariance)
+        values = np.maximum(values, 0.0)
         mean = float(np.mean(values))
         if mean <= 0.0:
             return np.eye(self.spec.dim)

@@ -60,10 +60,19 @@ def random_prompts(spec: Spec, pools: Pools, size: int, *, rng: np.random.Genera
     return rng.choice(having, size=size, p=weights / weights.sum())
 
 
-def opening(learner: Learner, n: int, limit: int, *, rng: np.random.Generator) -> Request:
-    """The request for the first pool: n draws for each of at most ``limit`` prompts, fewer where the budget says so."""
+def affordable(draws: float, each: int, limit: int) -> int:
+    """How many times ``each`` draws fit into a budget of ``draws``, inf for no budget: ``limit`` at most."""
+    return limit if draws == float("inf") else max(0, min(limit, int(draws) // each))
+
+
+def opening(learner: Learner, n: int, limit: int, *, rng: np.random.Generator, reserve: int = 0) -> Request:
+    """The request for the first pool: n draws for each of at most ``limit`` prompts, fewer where the budget says so.
+
+    ``reserve`` draws are kept for later, as far as two draws a prompt leave them.
+    """
     prompts = sample_prompts(learner.spec, limit, rng=rng)
-    size = int(min(n, learner.draws_left // len(prompts)))
+    size = affordable(learner.draws_left, len(prompts), n)
+    size = max(min(size, 2), affordable(learner.draws_left - reserve, len(prompts), size))
     if size < 2:
         return StopRequest(f"a pool takes at least 2 draws for each of {len(prompts)} prompts; raise the draws budget")
     return DrawRequest(prompts, size, info={"phase": "pool", "seed": int(rng.integers(2**31))})

@@ -53,13 +53,14 @@ class RandomDraws:
         if learner.labels_left <= 0:
             return StopRequest("labels spent")
         if not state.pools and not state.fresh:
-            return pools.opening(learner, self.pool, self.max_prompts, rng=rng)
+            reserve = self.group * -(-learner.labels_left // self.group)
+            return pools.opening(learner, self.pool, self.max_prompts, rng=rng, reserve=reserve)
         if state.fresh:
             return LabelRequest(state.fresh[: learner.batch()], {"phase": self.name})
         if state.idle >= PATIENCE:
             return StopRequest(f"no unlabelled response in {PATIENCE} requests for draws")
-        size = max(1, learner.batch() // self.group)
-        if learner.draws_left < size * self.group:
+        size = pools.affordable(learner.draws_left, self.group, max(1, learner.batch() // self.group))
+        if size == 0:
             return StopRequest("draws spent")
         prompts = pools.random_prompts(learner.spec, state.pools, size, rng=rng)
         return DrawRequest(tuple(int(x) for x in prompts), self.group, info={"phase": self.name})
@@ -76,9 +77,10 @@ class RandomDraws:
         if isinstance(event, Drawn) and event.info.get("phase") == "pool":
             return replace(state, learner=learner, pools=pools.add(state.pools, event.draws))
         if isinstance(event, Drawn):
-            items = _items(event, learner)
+            items = tuple(item for item in _items(event, learner) if item.fresh or item not in state.fresh)
             return replace(state, learner=learner, fresh=state.fresh + items, idle=0 if items else state.idle + 1)
-        return replace(state, learner=learner)
+        fresh = tuple(item for item in state.fresh if learner.open(item.prompt, item.response))
+        return replace(state, learner=learner, fresh=fresh)
 
     def policy(self, state: RandomState) -> Policy:
         """The linear softmax policy of the posterior mean."""

@@ -16,6 +16,7 @@ import numpy as np
 
 from spannerlm.errors import InputError
 from spannerlm.explorers.learner import Learner
+from spannerlm.explorers.pools import affordable
 from spannerlm.explorers.protocol import Explorer
 from spannerlm.explorers.spanner_adaptive import AdaptiveSpannerSampling
 from spannerlm.policy import LinearSoftmaxPolicy, Policy, TruncatedSoftmaxPolicy
@@ -155,11 +156,20 @@ class TheorySpannerSampling:
             return self._draws(state, size, 2 * schedule.n_span, info, rng)
         if state.rounds >= schedule.t_exp:
             return StopRequest("published schedule complete", self.progress(state))
-        return self._draws(state, max(1, learner.batch() // 2), 1, {"phase": "anchor"}, rng)
+        size = min(max(1, learner.batch() // 2), schedule.t_exp - state.rounds)
+        size = affordable(learner.draws_left, 1 + self._most_draws(schedule), size)
+        return self._draws(state, max(size, 1), 1, {"phase": "anchor"}, rng, later=self._most_draws(schedule))
 
-    def _draws(self, state: TheoryState, size: int, n: int, info: Info, rng: np.random.Generator) -> Request:
+    def _most_draws(self, schedule: Schedule) -> int:
+        """What one call of `softmax_sampler` may draw: 2 N, and one more where nothing was accepted."""
+        return 2 * int(np.ceil(4.0 * schedule.bound * np.log(4.0 / self.delta))) + 1
+
+    def _draws(
+        self, state: TheoryState, size: int, n: int, info: Info, rng: np.random.Generator, later: int = 0
+    ) -> Request:
+        """``n`` draws for each of ``size`` prompts from rho, if ``later`` more for each can be paid too."""
         spec = state.learner.spec
-        if state.learner.draws_left < size * n:
+        if state.learner.draws_left < size * (n + later):
             return StopRequest("draws spent", self.progress(state))
         prompts = rng.choice(len(spec.prompt_probs), size=size, p=spec.prompt_probs)
         return DrawRequest(tuple(int(x) for x in prompts), n, info=info)
@@ -183,7 +193,7 @@ class TheorySpannerSampling:
     def absorb(self, state: TheoryState, event: Event) -> TheoryState:
         """The state after an event; single labels from elsewhere do not enter the difference regression."""
         state = replace(state, learner=state.learner.absorb(event))
-        if isinstance(event, LabelRequest):
+        if isinstance(event, LabelRequest) and event.info.get("phase") in ("span", "explore"):
             return replace(state, queue=state.queue[len(event.items) // 2 :])
         if isinstance(event, Labelled):
             return replace(state, differences=_add_pairs(state.differences, event))

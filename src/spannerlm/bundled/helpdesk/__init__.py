@@ -26,5 +26,5 @@ def load() -> BundledTask:
         reward=TrueReward(),
         noise_std=NOISE_STD,
         max_new_tokens=MAX_NEW_TOKENS,
-        features=("hidden", "logprob-length"),
+        features=("hidden",),
     )
