@@ -1,0 +1,97 @@
+"""README says what is true: its examples run, its output is what comes out, its tree is the tree."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+CORNERS = r"\n```(\w*)\n(.*?)```\n(?:\n```\n(.*?)```)?"
+
+
+def blocks(mark: str) -> list[tuple[str, str]]:
+    """(block, the output shown right after it or "") of each block behind this comment."""
+    found = re.findall(re.escape(f"<!-- {mark} -->") + CORNERS, README, flags=re.DOTALL)
+    return [(text, output) for _, text, output in found]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """An empty folder from which the paths in README are valid."""
+    (tmp_path / "src").symlink_to(ROOT / "src")
+    (tmp_path / "my.yaml").write_text(blocks("file: my.yaml")[0][0])
+    lines = [
+        {"prompt": f"my {thing} is {problem} ;"}
+        for thing in ("printer", "laptop", "phone")
+        for problem in ("hot", "slow")
+    ]
+    (tmp_path / "prompts.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    function = next(text for text, _ in blocks("runs: python") if "def helpful" in text)
+    (tmp_path / "reward.py").write_text(function[function.index("def helpful") : function.index("result =")])
+    return tmp_path
+
+
+def run(command: list[str], folder: Path) -> str:
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    done = subprocess.run(
+        command, cwd=folder, capture_output=True, text=True, check=False, env={**os.environ, "PATH": path}
+    )
+    assert done.returncode == 0, f"{shlex.join(command)}\n{done.stdout}\n{done.stderr}"
+    return done.stdout
+
+
+@pytest.mark.parametrize(("code", "shown"), blocks("runs: python"))
+def test_python_examples_run_and_print_what_is_shown(code: str, shown: str, folder: Path) -> None:
+    printed = run([sys.executable, "-c", code], folder)
+    assert printed
+    if shown:
+        assert printed == shown
+
+
+@pytest.mark.slow
+def test_every_shell_command_runs(folder: Path) -> None:
+    commands = [line.split("#")[0].strip() for line in blocks("runs: shell")[0][0].splitlines()]
+    assert {shlex.split(c)[1] for c in commands} == {"run", "sample", "resume", "report", "verify", "backup"}
+    for command in commands:
+        run(shlex.split(command), folder)
+    assert (folder / "runs" / "own" / "report.html").exists()
+    assert (folder / "runs" / "own.backup").exists()
+
+
+@pytest.mark.slow
+def test_the_default_run_gives_the_table_that_is_shown(tmp_path: Path) -> None:
+    report = json.loads(run(["spannerlm", "run", "--json"], tmp_path))
+    shown = blocks("output of: spannerlm run")[0][0]
+    for row in report["table"]:
+        line = next(line for line in shown.splitlines() if line.strip().startswith(row["name"]))
+        value = float(re.findall(r"-?\d+\.\d+", line)[0])
+        assert value == pytest.approx(row["value"], abs=0.12), line  # another processor may draw otherwise
+        if row["labels"]:
+            assert f" {row['labels']:,} " in line
+    for name in ("base model", "random, same labels", "random, 10x labels", "spanner-sampling", "true-reward optimum"):
+        assert name in shown
+
+
+def test_the_tree_lists_every_file_and_no_other() -> None:
+    package = ROOT / "src" / "spannerlm"
+    listed = set(re.findall(r"^  (\w+(?:\.py|/)) ", README, flags=re.MULTILINE))
+    there = {p.name for p in package.glob("*.py") if p.name != "__init__.py"}
+    there |= {f"{p.name}/" for p in package.iterdir() if (p / "__init__.py").exists()}
+    assert listed == there
+
+
+def test_the_make_targets_and_files_it_names_exist() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    for target in re.findall(r"^make (\w+)", README, flags=re.MULTILINE):
+        assert re.search(rf"^{target}:", makefile, flags=re.MULTILINE)
+    for path in [*re.findall(r"((?:benchmarks|training)/\w+\.py)`", README), "docs/helpdesk.png", "CONTRIBUTING.md"]:
+        assert (ROOT / path).exists()
+    assert "@@" not in README
