@@ -363,7 +363,7 @@ def _execute(db: sqlite3.Connection, *statements: str) -> None:
         for statement in statements:
             db.execute(statement)
     except sqlite3.Error as error:
-        raise LedgerError(f"the ledger could not be prepared ({error})") from error
+        raise LedgerError(f"the ledger could not be prepared ({error}); is there room on the disk? Nothing was bought") from error
 
 
 def _reading(error: sqlite3.Error) -> LedgerError:

@@ -1,0 +1,48 @@
+"""A disk that fills up during a run: a clear error, nothing lost, and the run goes on when there is room (fault 4)."""
+
+from __future__ import annotations
+
+import os
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from spannerlm.ledger import Ledger
+
+SETTINGS = ["labels=20", "batch=10", "max_prompts=6", "draws=600", "evaluation.draws=64", "evaluation.max_prompts=4"]
+
+
+def spannerlm(*args: str, room: int | None = None) -> subprocess.CompletedProcess[str]:
+    """The command in a process of its own, no file of which may grow beyond ``room`` bytes."""
+
+    def limit() -> None:
+        if room is not None:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (room, room))
+
+    command = [str(Path(sys.executable).with_name("spannerlm")), *args]
+    return subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ, preexec_fn=limit)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("room", [20_000, 60_000, 90_000])
+def test_a_full_disk_loses_nothing(room: int, tmp_path: Path) -> None:
+    sets = [part for s in SETTINGS for part in ("--set", s)]
+    broken = spannerlm("run", *sets, "--set", "baselines=false", "--out", str(tmp_path / "run"), room=room)
+    assert broken.returncode == 1, broken.stderr
+    assert "Traceback" not in broken.stderr
+    assert "room" in broken.stderr or "space" in broken.stderr, broken.stderr
+    if not (tmp_path / "run" / "run.db").exists():
+        return  # there was no room for the first row: nothing was bought
+    assert Ledger.verify(tmp_path / "run").ok
+    resumed = spannerlm("resume", str(tmp_path / "run"))
+    assert resumed.returncode == 0, resumed.stderr
+    whole = spannerlm("run", *sets, "--set", "baselines=false", "--out", str(tmp_path / "whole"))
+    assert whole.returncode == 0, whole.stderr
+    exports = []
+    for name in ("run", "whole"):
+        with Ledger.open(tmp_path / name, read_only=True) as ledger:
+            exports.append(list(ledger.export()))
+    assert exports[0] == exports[1]
