@@ -22,6 +22,7 @@ import numpy as np
 import spannerlm
 from spannerlm.config import load_config
 from spannerlm.environments import rare_skill
+from spannerlm.errors import InputError
 from spannerlm.job import run_job
 from spannerlm.ledger import Ledger
 
@@ -70,6 +71,14 @@ def export(directory: Path) -> list[str]:
         return list(ledger.export())
 
 
+def recorded(directory: Path) -> int:
+    """Lines of the export of a run that was killed; 0 where it had not recorded anything."""
+    try:
+        return len(export(directory))
+    except InputError:
+        return 0
+
+
 def main() -> None:
     kind, kills, seed, folder = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), Path(sys.argv[4])
     job = {"table": run_table, "model": run_model}[kind]
@@ -81,7 +90,7 @@ def main() -> None:
     for i in range(kills):
         directory = folder / f"killed-{i}"
         killed = child(job, directory, float(rng.uniform(0.0, duration)))
-        rows = len(export(directory)) if killed and (directory / "run.db").exists() else 0
+        rows = recorded(directory) if killed else 0
         again = child(job, directory, float(rng.uniform(0.0, duration))) if i % 3 == 2 else False
         child(job, directory, None)
         same = export(directory) == expected

@@ -34,8 +34,6 @@ def test_a_full_disk_loses_nothing(room: int, tmp_path: Path) -> None:
     assert broken.returncode == 1, broken.stderr
     assert "Traceback" not in broken.stderr
     assert "room" in broken.stderr or "space" in broken.stderr, broken.stderr
-    if not (tmp_path / "run" / "run.db").exists():
-        return  # there was no room for the first row: nothing was bought
     assert Ledger.verify(tmp_path / "run").ok
     resumed = spannerlm("resume", str(tmp_path / "run"))
     assert resumed.returncode == 0, resumed.stderr

@@ -55,8 +55,12 @@ def test_the_split_is_disjoint_complete_and_keeps_columns_with_their_prompts(tmp
 
 
 def test_a_heldout_file_takes_the_place_of_the_split(tmp_path: Path) -> None:
+    settings = [*files(tmp_path), f"heldout={tmp_path / 'h.txt'}"]
     (tmp_path / "h.txt").write_text("other one\nother two\n")
-    task = load_task(load_config(None, [*files(tmp_path), f"heldout={tmp_path / 'h.txt'}"]))
+    with pytest.raises(InputError, match="bonus"):  # the reward reads a column that held-out prompts do not have
+        load_task(load_config(None, settings))
+    (tmp_path / "r.py").write_text("def r(prompts, completions):\n    return [0.0] * len(prompts)\n")
+    task = load_task(load_config(None, settings))
     assert task.heldout == ("other one", "other two")
     assert len(task.train) == 10
     assert task.columns == {}  # the held-out file has none, so no reward can read them

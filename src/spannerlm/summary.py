@@ -165,7 +165,8 @@ def _random_labels(run: Run, task: Task, config: RunConfig, measured: Measured, 
     explored = np.unique([draws.prompt for draws in run.exploration_draws])
     probs = np.zeros_like(run.spec.prompt_probs)
     probs[explored] = run.spec.prompt_probs[explored] / run.spec.prompt_probs[explored].sum()
-    batch = max(run.spec.batch, labels // BASELINE_ROWS)
+    # One batch size for both lengths: the shorter run is then the beginning of the longer one.
+    batch = max(run.spec.batch, MORE * run.ledger.counts.labels // BASELINE_ROWS)
     spec = replace(run.spec, prompt_probs=probs, labels=labels, draws=None, batch=batch)
     with Ledger.open(None, meta={}, prompts=task.prompts, columns=task.columns) as ledger:
         other = Run(oracle, RandomSingles(), task.reward, ledger, spec, seed=config.seed, columns=task.columns)

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
-from spannerlm.ledger import codec
 from spannerlm.errors import InputError, LedgerCorruptError
+from spannerlm.ledger import codec
 from spannerlm.records import DrawRequest, LabelItem, LabelRequest, StopRequest, Tilt
 
 ANY_TEXT = st.text(st.characters(codec=None, exclude_categories=()))

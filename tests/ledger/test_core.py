@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import sqlite3
 import time
 
 import numpy as np
@@ -259,3 +260,12 @@ def test_a_label_costs_microseconds_in_memory():
             finish(ledger, ask(ledger, *[(0, f"r{i}", True) for i in range(20)]))
         assert (time.process_time() - start) / 2000 < 300e-6
     assert ledger.counts.labels == 2000
+
+
+def test_a_database_cut_off_before_its_first_row_is_empty_and_not_damaged(tmp_path):
+    sqlite3.connect(tmp_path / "run.db").execute("PRAGMA journal_mode=WAL").close()
+    assert Ledger.verify(tmp_path).ok
+    with pytest.raises(InputError, match="holds nothing yet"):
+        Ledger.open(tmp_path, read_only=True)
+    with Ledger.open(tmp_path, meta=META, prompts=PROMPTS) as ledger:
+        assert ledger.next_request == 0

@@ -199,6 +199,8 @@ class Journal:
         ``blobs=False`` leaves each row's blob out (after it was checked).
         """
         previous, end = Head(0, GENESIS), self._head  # rows appended while this runs are not part of it
+        if not end.seq:
+            return  # a database that was cut off while it was being made may not even have its table
         for found in self._select(end.seq):
             row = _checked(previous, found)
             yield row if blobs else Row(row.seq, row.kind, row.k, row.body, None, row.hash)
@@ -363,7 +365,9 @@ def _execute(db: sqlite3.Connection, *statements: str) -> None:
         for statement in statements:
             db.execute(statement)
     except sqlite3.Error as error:
-        raise LedgerError(f"the ledger could not be prepared ({error}); is there room on the disk? Nothing was bought") from error
+        raise LedgerError(
+            f"the ledger could not be prepared ({error}); is there room on the disk? What was recorded before is intact"
+        ) from error
 
 
 def _reading(error: sqlite3.Error) -> LedgerError:
