@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from spannerlm.wording import Row, few, number, plain, quantile, short
+from spannerlm.wording import Row, few, nats, number, plain, quantile, short
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -28,7 +28,7 @@ STYLE: dict[str, Any] = {
     "text.parse_math": False,  # a dollar sign in somebody's text is a dollar sign
     "text.usetex": False,
     "font.family": ["DejaVu Sans"],  # ships with matplotlib; wider than system fonts, so that these fit in its place
-    "font.size": 11.0,
+    "font.size": 12.0,
     "axes.linewidth": 0.8,
     "axes.edgecolor": MUTED,
     "axes.labelcolor": MUTED,
@@ -41,7 +41,7 @@ STYLE: dict[str, Any] = {
     "path.simplify": True,
 }
 SIZE = (6.8, 4.25)
-"""Inches. With 11 point letters, still legible at half that size."""
+"""Inches. With 12 point letters, still legible at half that size."""
 DPI = 144
 SVG_FONTS = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, 'DejaVu Sans', sans-serif"
 
@@ -88,13 +88,13 @@ def build(name: str, report: Row) -> Figure | None:
 
 
 def render(figure: Figure) -> Drawing:
-    """The figure as PNG and SVG; no date inside, so that equal figures are equal bytes."""
+    """The figure as PNG and SVG; no date and no address inside: equal figures are equal bytes."""
     import matplotlib
 
     with matplotlib.rc_context(STYLE):
         png, svg = io.BytesIO(), io.BytesIO()
         figure.savefig(png, format="png", dpi=DPI, pil_kwargs={"compress_level": 4})
-        figure.savefig(svg, format="svg", metadata={"Date": None})
+        figure.savefig(svg, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
     return Drawing(png.getvalue(), svg.getvalue().replace(b"'DejaVu Sans'", SVG_FONTS.encode()))
 
 
@@ -106,13 +106,16 @@ def value_against_labels(report: Row) -> Figure | None:
     if not ours.x and not others:
         return None
     figure, (axes,) = _canvas("Value against labels", _value_note(report), "labels bought")
+    figure.subplots_adjust(top=0.775)
     axes.set_ylabel(_value_unit(report))
-    _label_scale(axes, [x for s in (ours, *others) for x in s.x])
+    xs = [x for s in (ours, *others) for x in s.x]
+    _label_scale(axes, xs)
     looks = _looks([ours.name, *(s.name for s in others)], ours.name)
     for series in (*others, ours):
         _curve(axes, series, looks[series.name])
+    right = min(xs) > 0.5 * max(xs)  # every curve is there: the base model's name goes to the other end
     lines = {str(row.get("name")): number(row.get("value")) for row in report.get("table") or ()}
-    _level(axes, "base model", lines.get("base model", math.nan), MUTED, left=False)
+    _level(axes, "base model", lines.get("base model", math.nan), MUTED, left=right)
     _level(axes, "true-reward optimum", lines.get("true-reward optimum", math.nan), GREEN, left=True)
     axes.margins(y=0.12)
     _key(figure, axes, [series for series in (ours, *others) if series.x])
@@ -136,7 +139,7 @@ def value_against_kl(report: Row) -> Figure | None:
         _curve(top, series, looks[series.name])
     for series in below:
         bottom.plot(series.x, series.value, label=series.name, **looks[series.name])
-    _log_y(bottom, [v for s in below for v in s.value])
+    _log_y(bottom, [v for s in below for v in s.value], most=4)
     _side_labels(top, above, looks)
     _recommended(report.get("recommended") or {}, top, bottom)
     return figure
@@ -158,7 +161,7 @@ def spanner_growth(report: Row) -> Figure | None:
     top.set_ylim(bottom=0)
     bottom.set_ylabel("uncovered\nshare, at most")
     bottom.plot(eta.x, eta.value, label="eta", drawstyle="steps-post", **_look(VERMILION, "o"))
-    _log_y(bottom, [*eta.value, 1.0])
+    _log_y(bottom, [*eta.value, 0.1, 1.0], most=4)
     _nu_labels(bottom, issued)
     if not eta.x:
         bottom.text(0.5, 0.5, "no certificate was issued", color=MUTED, ha="center", transform=bottom.transAxes)
@@ -180,6 +183,9 @@ def spectrum(report: Row) -> Figure | None:
     if len(values) > 12:
         axes.set_xscale("log")
         _ticks(axes.xaxis, log_ticks(1, len(values)))
+    else:
+        _ticks(axes.xaxis, range(1, len(values) + 1))
+        axes.set_xlim(0.7, len(values) + 0.3)
     rank = number(report.get("effective_rank"))
     if not math.isnan(rank):
         axes.axvline(rank, color=VERMILION, linewidth=1.4, linestyle=(0, (4, 3)), label="effective rank")
@@ -197,19 +203,21 @@ def draws_per_answer(report: Row) -> Figure | None:
     figure, (axes,) = _canvas("Draws per accepted answer", note, "draws of the base model per answer")
     axes.set_ylabel("share of prompts")
     n = len(values)
-    x, share = [values[0], *values], [k / n for k in range(n + 1)]
-    axes.plot(x, share, label="share", drawstyle="steps-post", **_look(BLUE, ""))
+    x, shares = [values[0], *values], [k / n for k in range(n + 1)]
+    axes.plot(x, shares, label="share", drawstyle="steps-post", **_look(BLUE, ""))
     axes.set_ylim(0.0, 1.06)
     _ticks(axes.yaxis, [0.0, 0.25, 0.5, 0.75, 1.0], lambda v: f"{100.0 * v:.0f} %")
     if values[-1] > 8.0 * values[0]:
         axes.set_xscale("log")
         _ticks(axes.xaxis, log_ticks(values[0], values[-1]))
+        axes.margins(x=0.12)
+    else:
+        axes.set_xlim(0.0, 1.12 * values[-1])
     for q in (0.5, 0.9) if n > 1 else (1.0,):
         at = quantile(values, q)
         axes.plot([at], [q], marker="o", color=VERMILION, markersize=7, label=f"{100.0 * q:.0f} %", linestyle="none")
         note = f"{100.0 * q:.0f} % within {few(at)}" if n > 1 else f"{few(at)} draws"
         axes.annotate(note, (at, q), (-9, 4), textcoords="offset points", ha="right", color=VERMILION, bbox=HALO)
-    axes.margins(x=0.12)
     return figure
 
 
@@ -223,13 +231,18 @@ FIGURES: dict[str, Callable[[Row], Any]] = {
 HALO = {"boxstyle": "square,pad=0.12", "facecolor": "white", "edgecolor": "none", "alpha": 0.82}
 
 
-def log_ticks(low: float, high: float) -> list[float]:
-    """Round numbers of [low, high] for a logarithmic axis, at most seven: 1-2-5 in each decade, or its 1 only."""
-    start, stop = math.floor(math.log10(low)), math.ceil(math.log10(high))
-    fine = [m * 10.0**k for k in range(start, stop + 1) for m in (1, 2, 5)]
-    coarse = [10.0**k for k in range(start, stop + 1, 1 + (stop - start) // 7)]
-    inside = [t for t in fine if low * 0.999 <= t <= high * 1.001]
-    return inside if 2 <= len(inside) <= 7 else [t for t in coarse if low * 0.999 <= t <= high * 1.001] or [low, high]
+def log_ticks(low: float, high: float, most: int = 7) -> list[float]:
+    """Round numbers of [low, high] for a logarithmic axis, at most ``most``: 1-2-5 in each decade, or its 1 only."""
+    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+
+    def inside(*digits: int) -> list[float]:
+        ticks = (float(f"{digit}e{k}") for k in decades for digit in digits)
+        return [t for t in ticks if low * 0.999 <= t <= high * 1.001]
+
+    fine, coarse = inside(1, 2, 5), inside(1)
+    if len(fine) <= most:
+        return fine if len(fine) >= 2 else inside(1, 2, 3, 4, 6, 8)[:most] or [low, high]
+    return coarse[:: 1 + (len(coarse) - 1) // most] if len(coarse) >= 2 else fine[::2]
 
 
 def _canvas(title: str, note: str, xlabel: str, panels: int = 1) -> tuple[Figure, tuple[Axes, ...]]:
@@ -238,10 +251,10 @@ def _canvas(title: str, note: str, xlabel: str, panels: int = 1) -> tuple[Figure
 
     figure = Figure(figsize=SIZE, facecolor="white")
     figure.text(0.025, 0.945, title, fontsize=13.5, fontweight="bold", va="center")
-    figure.text(0.025, 0.885, note, fontsize=10.0, color=MUTED, va="center")
+    figure.text(0.025, 0.885, note, fontsize=11.0, color=MUTED, va="center")
     ratio = {"height_ratios": (3, 2), "hspace": 0.16} if panels == 2 else {}
     grid = figure.subplots(panels, 1, sharex=True, squeeze=False, gridspec_kw=ratio)
-    figure.subplots_adjust(left=0.135, right=0.965, bottom=0.13, top=0.835)
+    figure.subplots_adjust(left=0.155, right=0.965, bottom=0.13, top=0.835)
     for axes in grid[:, 0]:
         axes.spines[["top", "right"]].set_visible(False)
         axes.tick_params(length=0, pad=5)
@@ -261,7 +274,7 @@ def _value_unit(report: Row) -> str:
 
 def _value_note(report: Row, at_kl: bool = True) -> str:
     kl = number(report.get("kl"))
-    place = f" at KL = {few(kl)} nats" if at_kl and not math.isnan(kl) else ""
+    place = f" at KL = {nats(kl)}" if at_kl and not math.isnan(kl) else ""
     return f"mean on held-out prompts{place}; bands: 95 % intervals"
 
 
@@ -298,16 +311,18 @@ def _level(axes: Axes, name: str, value: float, color: str, left: bool) -> None:
 
 
 def _key(figure: Figure, axes: Axes, curves: Sequence[Series]) -> None:
-    """The curves' names and last values in the top right corner, where no curve can run through them."""
+    """The curves' names and last values above the panel, where no curve can run through them."""
     lines = {line.get_label(): line for line in axes.get_lines()}
     names = [f"{plain(s.name)} {short(s.value[-1])}" for s in curves]
-    font: Any = {"size": 9.0, "weight": "bold"}
+    font: Any = {"size": 10.0, "weight": "bold"}
     figure.legend(
         [lines[s.name] for s in curves],
         names,
-        loc="upper right",
-        bbox_to_anchor=(0.985, 0.995),
-        ncols=len(names),
+        loc="center left",
+        bbox_to_anchor=(0.025, 0.825),
+        borderpad=0.0,
+        borderaxespad=0.0,
+        ncols=min(2, len(names)),
         frameon=False,
         labelcolor="linecolor",
         prop=font,
@@ -348,7 +363,7 @@ def _recommended(recommended: Row, top: Axes, bottom: Axes) -> None:
         "ha": side[0],
         "va": "bottom",
     }
-    text = f"recommended {few(kl)} nats"
+    text = f"recommended {nats(kl)}"
     bottom.annotate(text, (kl, 0.05), (side[1], 0), color=INK, fontsize=10.0, bbox=HALO, zorder=6, **place)
 
 
@@ -367,14 +382,15 @@ def _label_scale(axes: Axes, labels: Sequence[float]) -> None:
     """Linear from 0, or logarithmic beyond the first label batch where one curve has far more labels than that."""
     positive = sorted(x for x in labels if x > 0.0)
     if not positive or positive[-1] <= 8.0 * positive[0]:
-        axes.set_xlim(left=0)
+        last = positive[-1] if positive else 1.0
+        axes.set_xlim(-0.02 * last, 1.04 * last)
         return
     axes.set_xscale("symlog", linthresh=positive[0], linscale=0.35)
     axes.set_xlim(0.0, positive[-1] * 1.12)
     _ticks(axes.xaxis, [0.0, *log_ticks(positive[0], positive[-1])])
 
 
-def _log_y(axes: Axes, values: Sequence[float]) -> None:
+def _log_y(axes: Axes, values: Sequence[float], most: int = 7) -> None:
     """A logarithmic y axis around the positive ones of the values, at least a factor 3 high."""
     positive = [v for v in values if v > 0.0]
     if not positive:
@@ -384,7 +400,7 @@ def _log_y(axes: Axes, values: Sequence[float]) -> None:
     room = max((high / low) ** 0.12, math.sqrt(3.0 * low / high), 1.12)
     axes.set_yscale("log")
     axes.set_ylim(low / room, high * room)
-    _ticks(axes.yaxis, log_ticks(low / room, high * room))
+    _ticks(axes.yaxis, log_ticks(low / room, high * room, most))
 
 
 def _ticks(axis: Any, places: Sequence[float], form: Callable[[float], str] = lambda v: f"{v:,.10g}") -> None:

@@ -80,7 +80,11 @@ def render_page(report: Mapping[str, Any], pictures: Mapping[str, str], director
 
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters.update(
-        visible=lambda text: wording.visible(str(text)), few=wording.few, short=wording.short, share=wording.share
+        sentence=_sentence,
+        visible=lambda text: wording.visible(str(text)),
+        few=wording.few,
+        short=wording.short,
+        share=wording.share,
     )
     captions = wording.captions(report)
     template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
@@ -97,6 +101,11 @@ def render_page(report: Mapping[str, Any], pictures: Mapping[str, str], director
         times=[(label, wording.seconds(report["timings"][key])) for key, label in PARTS if key in _timings(report)],
         estimates=[(e["name"], wording.interval(e), e["note"]) for e in report.get("estimates") or ()],
     )
+
+
+def _sentence(text: str) -> str:
+    """The text with its first letter raised and one full stop."""
+    return f"{text[:1].upper()}{text[1:].rstrip('.')}."
 
 
 def _timings(report: Mapping[str, Any]) -> Mapping[str, Any]:

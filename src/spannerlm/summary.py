@@ -30,6 +30,8 @@ REPLIES = 3
 BASELINE = "random-singles"
 BASELINE_ROWS = 20
 """Label batches of the random baseline: as many rows as its curve needs."""
+BASELINE_SEEDS = 5
+"""Random runs of which the median is shown."""
 MORE = 10
 """The random baseline is followed to this many times the labels."""
 
@@ -54,6 +56,7 @@ def summarise(run: Run, task: Task, config: RunConfig, measured: Measured) -> di
         **spectrum(learner.covariance),
         "fit": _fit(run, config.seed),
         "baselines": {},
+        "baseline_seeds": None,
         "table": [],
         "value_against_kl": {},
         "recommended": None,
@@ -71,6 +74,7 @@ def summarise(run: Run, task: Task, config: RunConfig, measured: Measured) -> di
     return {
         **report,
         "baselines": {BASELINE: random[-1].history} if random else {},
+        "baseline_seeds": BASELINE_SEEDS if random else None,
         "table": board.table(run, random),
         "value_against_kl": {run.explorer.name: curve, **board.other_curves(random)},
         "recommended": recommended,
@@ -151,15 +155,22 @@ class Board:
 
 
 def _baselines(run: Run, task: Task, config: RunConfig, measured: Measured) -> tuple[Baseline, ...]:
-    """Random singles with the run's labels and with ten times as many; none where the true reward is not free."""
+    """Random singles with the run's labels and with ten times as many; none where the true reward is not free.
+
+    Which labels random draws happen to hit matters more than anything: of `BASELINE_SEEDS` runs with the run's labels
+    the one of median value is kept, and followed on.
+    """
     labels = run.ledger.counts.labels
-    if not config.baselines or task.truth is None or labels == 0:
+    if not config.baselines or task.truth is None or labels == 0 or measured.measure is None:
         return ()
     with run.stopwatch.part("baselines"):
-        return tuple(_random_labels(run, task, config, measured, times * labels) for times in (1, MORE))
+        seeds = [config.seed + i for i in range(BASELINE_SEEDS)]
+        short = {seed: _random_labels(run, task, measured, labels, seed) for seed in seeds}
+        seed = sorted(seeds, key=lambda k: short[k].history[-1]["value"])[len(seeds) // 2]
+        return short[seed], _random_labels(run, task, measured, MORE * labels, seed)
 
 
-def _random_labels(run: Run, task: Task, config: RunConfig, measured: Measured, labels: int) -> Baseline:
+def _random_labels(run: Run, task: Task, measured: Measured, labels: int, seed: int) -> Baseline:
     """Random singles on the run's own draws; its draws cost no model call."""
     oracle = RecordedOracle(task.prompts, run.exploration_draws)
     explored = np.unique([draws.prompt for draws in run.exploration_draws])
@@ -169,7 +180,7 @@ def _random_labels(run: Run, task: Task, config: RunConfig, measured: Measured, 
     batch = max(run.spec.batch, MORE * run.ledger.counts.labels // BASELINE_ROWS)
     spec = replace(run.spec, prompt_probs=probs, labels=labels, draws=None, batch=batch)
     with Ledger.open(None, meta={}, prompts=task.prompts, columns=task.columns) as ledger:
-        other = Run(oracle, RandomSingles(), task.reward, ledger, spec, seed=config.seed, columns=task.columns)
+        other = Run(oracle, RandomSingles(), task.reward, ledger, spec, seed=seed, columns=task.columns)
         other.measure = measured.policy
         other.explore()
         return Baseline(other.history, other.explorer.policy(other.state).theta)

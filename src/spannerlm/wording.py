@@ -62,6 +62,12 @@ def count(value: object) -> str:
     return "–" if math.isnan(x) else f"{x:,.0f}"
 
 
+def nats(value: object) -> str:
+    """A KL with its unit: "1 nat", "1.5 nats"; or "–"."""
+    text = few(value)
+    return text if text == "–" else f"{text} nat" if text == "1" else f"{text} nats"
+
+
 def share(value: object) -> str:
     """A share as a percentage; or "–"."""
     x = number(value)
@@ -145,7 +151,8 @@ def _random(report: Row, ours: Row, labels: float) -> tuple[str, ...]:
     same, more = row_of(report, "random, same labels"), row_of(report, "random, 10x labels")
     parts = []
     if not math.isnan(number(same.get("value"))):
-        note = ", intervals overlap" if _overlap(ours, same) else ""
+        better = number(same.get("value")) > number(ours.get("value"))
+        note = ", intervals overlap" if _overlap(ours, same) else ", which is more" if better else ""
         parts.append(f"{interval(same)} with as many labels{note}")
     if not math.isnan(number(more.get("value"))):
         factor = number(more.get("labels")) / labels if labels > 0 else math.nan
@@ -171,7 +178,7 @@ def recommendation(report: Row) -> str:
     if math.isnan(number(row.get("kl"))):
         return ""
     beta = "" if math.isnan(number(row.get("beta"))) else f" (β = {few(row.get('beta'))})"
-    text = f"Sample at a KL of {few(row.get('kl'))} nats from the base model{beta}."
+    text = f"Sample at a KL of {nats(row.get('kl'))} from the base model{beta}."
     if not math.isnan(number(row.get("value"))):
         text += f" There the policy is worth {interval(row)}"
         cost = number(row.get("draws_per_answer"))
@@ -229,8 +236,9 @@ def _caption_labels(report: Row) -> str:
     rows = _valued(report.get("history"))
     if not rows:
         return "The value after each batch of labels is not known."
-    text = f"{report.get('explorer')} goes from {short(rows[0]['value'])} to {short(rows[-1]['value'])}"
-    text += f" within {_labels(number(rows[-1].get('labels')))}"
+    way = f"goes from {short(rows[0]['value'])} to {short(rows[-1]['value'])} within"
+    way = way if len(rows) > 1 else f"is at {short(rows[0]['value'])} with"
+    text = f"{report.get('explorer')} {way} {_labels(number(rows[-1].get('labels')))}"
     ends = [(name, _valued(points)[-1]) for name, points in (report.get("baselines") or {}).items() if _valued(points)]
     others = [f"{name} ends at {short(r['value'])} with {_labels(number(r.get('labels')))}" for name, r in ends]
     return "; ".join([text, *others]) + "."
@@ -242,7 +250,7 @@ def _caption_kl(report: Row) -> str:
     if math.isnan(number(row.get("kl"))):
         return f"{text}."
     cost = f", {few(row.get('draws_per_answer'))} draws an answer" if row.get("draws_per_answer") is not None else ""
-    return f"{text}; the recommended KL of {few(row['kl'])} nats is marked{cost}."
+    return f"{text}; the recommended KL of {nats(row['kl'])} is marked{cost}."
 
 
 def _caption_spanner(report: Row) -> str:
