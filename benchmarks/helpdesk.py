@@ -2,9 +2,9 @@
 
     python benchmarks/helpdesk.py [--seeds 8] [--ablations]
 
-One pool of real draws (128 prompts x 320, 48 held-out prompts x 1024) is shared by all; each seed has its own label noise
-and choices. Mean, median with a 95 % bootstrap interval over seeds, and the worst seed. With --ablations, what limits
-it: features, nu, the first phase alone, label noise.
+One pool of real draws (128 prompts x 320, 48 held-out prompts x 1024) is shared by all; each seed has its own label
+noise and choices. Median with a 95 % bootstrap interval over seeds, mean, and the worst seed. With --ablations, what
+limits it: features, nu and how it shrinks, label noise.
 """
 
 from __future__ import annotations

@@ -76,8 +76,9 @@ class AdaptiveSpannerSampling:
     """SpannerSampling that is told nothing but its budgets.
 
     Cost: X * pool draws at first, ``growth`` times as many in each epoch while the draws budget lasts; two labels a
-    pair. An epoch's spanner phase buys at most ``acceptance_bound(d, lambda, nu)`` pairs in all, its exploration phase
-    as many labels as the spanner phase, at least a batch.
+    pair. The spanner phases up to radius nu buy at most ``acceptance_bound(d, lambda, nu)`` pairs together, lambda the
+    least eigenvalue of where Sigma starts (features of norm at most 1); an exploration phase buys as many labels as
+    its epoch's spanner phase, at least a batch.
     """
 
     pool: int = 64

@@ -156,7 +156,7 @@ class TheorySpannerSampling:
             return self._draws(state, size, 2 * schedule.n_span, info, rng)
         if state.rounds >= schedule.t_exp:
             return StopRequest("published schedule complete", self.progress(state))
-        size = min(max(1, learner.batch() // 2), schedule.t_exp - state.rounds)
+        size = min(max(1, learner.spec.batch // 2), schedule.t_exp - state.rounds)  # whatever labels are left
         size = affordable(learner.draws_left, 1 + self._most_draws(schedule), size)
         return self._draws(state, max(size, 1), 1, {"phase": "anchor"}, rng, later=self._most_draws(schedule))
 

@@ -1,0 +1,31 @@
+"""The table of explorers and how one is found in it."""
+
+from __future__ import annotations
+
+import pytest
+
+from spannerlm.errors import InputError
+from spannerlm.explorers import EXPLORERS, AdaptiveSpannerSampling, Passive, explorer_by_name
+
+
+@pytest.mark.parametrize("name", EXPLORERS)
+def test_explorers_are_found_by_the_name_they_bear(name: str) -> None:
+    explorer = explorer_by_name(name)
+    assert explorer.name == name
+    assert explorer == EXPLORERS[name]()
+
+
+def test_an_instance_is_itself_and_settings_are_passed_on() -> None:
+    passive = Passive(pool=3)
+    assert explorer_by_name(passive) is passive
+    assert explorer_by_name("passive", {"pool": 3}) == passive
+    assert explorer_by_name("spanner-sampling", {"nu": 1.0}) == AdaptiveSpannerSampling(nu=1.0)
+
+
+def test_what_is_unknown_is_named_beside_what_is_known() -> None:
+    with pytest.raises(InputError, match=r"expected one of passive, random-singles, spanner-sampling, got 'thompson2'"):
+        explorer_by_name("thompson2")
+    with pytest.raises(InputError, match="pole"):
+        explorer_by_name("passive", {"pole": 3})
+    with pytest.raises(InputError, match="pole"):
+        explorer_by_name("spanner-sampling", {"pole": 3})

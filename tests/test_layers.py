@@ -1,0 +1,192 @@
+"""The import order of DESIGN.md: every file imports only files above it, and the package never imports an extra."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from importlib.metadata import requires
+from pathlib import Path
+
+import pytest
+
+import spannerlm
+
+SOURCE = Path(spannerlm.__file__).parent
+
+ORDER = [
+    "errors",
+    "records",
+    "progress",
+    "wording",
+    "settings",
+    "files",
+    "linalg",
+    "oracle",
+    "features",
+    "rewards",
+    "ledger.lock",
+    "ledger.shards",
+    "ledger.codec",
+    "ledger.journal",
+    "ledger.books",
+    "ledger.claims",
+    "ledger.history",
+    "ledger.backup",
+    "ledger.core",
+    "ledger",
+    "spanner",
+    "regression",
+    "policy",
+    "samplers",
+    "coverage",
+    "explorers.learner",
+    "explorers.pools",
+    "explorers.protocol",
+    "explorers.random_draws",
+    "explorers.passive",
+    "explorers.random_singles",
+    "explorers.spanner_adaptive",
+    "explorers.spanner_sampling",
+    "explorers",
+    "environments.tabular",
+    "environments.rare_skill",
+    "environments.tie",
+    "environments",
+    "backends",
+    "backends.cache",
+    "backends.forward",
+    "backends.decoding",
+    "backends.collapse",
+    "backends.batching",
+    "backends.scoring",
+    "backends.text",
+    "backends.loading",
+    "backends.oracle",
+    "backends.huggingface",
+    "bundled",
+    "bundled.helpdesk.task",
+    "bundled.helpdesk",
+    "evaluation",
+    "tilted",
+    "run",
+    "api",
+    "spannerlm",
+    "measures",
+    "config",
+    "inputs",
+    "tasks",
+    "summary",
+    "figures",
+    "report",
+    "job",
+    "live",
+    "terminal",
+    "cli",
+]
+"""Every module of the package, by its name below `spannerlm`; a package's own name is its `__init__`."""
+
+LAZY = ("torch", "transformers", "tokenizers", "fastapi", "uvicorn", "openai", "httpx", "ray", "trl", "peft")
+"""What only an extra brings: never imported with the package."""
+
+
+def modules(source: Path) -> dict[str, Path]:
+    """Module name -> file, for every file below the source folder."""
+    found = {}
+    for file in sorted(source.rglob("*.py")):
+        parts = file.relative_to(source).with_suffix("").parts
+        parts = parts[:-1] if parts[-1] == "__init__" else parts
+        found[".".join(parts) or "spannerlm"] = file
+    return found
+
+
+def imports(file: Path, known: dict[str, Path]) -> Iterator[str]:
+    """The package's modules that a file imports, anywhere in it: at the top, in functions, for type checkers."""
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{file}: relative import"
+            base = node.module or ""
+            below = [f"{base}.{alias.name}" for alias in node.names]
+            names = [name if name.removeprefix("spannerlm.") in known else base for name in below]
+        else:
+            continue
+        for name in names:
+            if name.split(".")[0] == "spannerlm":
+                yield name.removeprefix("spannerlm.")
+
+
+def violations(source: Path, order: list[str]) -> list[str]:
+    """What breaks the order, in words; empty where nothing does."""
+    known = modules(source)
+    wrong = [f"{name} is not in the order: say where it belongs" for name in known if name not in order]
+    wrong += [f"{name} is in the order and nowhere else" for name in order if name not in known]
+    wrong += [f"{name} is in the order twice" for name in set(order) if order.count(name) > 1]
+    place = {name: i for i, name in enumerate(order)}
+    for name, file in known.items():
+        for other in sorted(set(imports(file, known))):
+            if name in place and place.get(other, len(order)) >= place[name]:
+                wrong.append(f"{name} imports {other}, which does not stand above it")
+    return wrong
+
+
+def test_every_file_imports_only_files_above_it() -> None:
+    assert violations(SOURCE, ORDER) == []
+
+
+@pytest.mark.parametrize(
+    ("files", "says"),
+    [
+        ({"a": "from spannerlm import b"}, "a imports b"),
+        ({"a": "from spannerlm.b import x"}, "a imports b"),
+        ({"a": "import spannerlm.b"}, "a imports b"),
+        ({"a": "def f():\n    from spannerlm.b import x"}, "a imports b"),
+        ({"a": "import spannerlm.a"}, "a imports a"),
+        ({"a": "from spannerlm.pkg.c import x"}, "a imports pkg.c"),
+        ({"pkg/c": "from spannerlm.pkg import x"}, "pkg.c imports pkg"),
+        ({"pkg/c": "from spannerlm.nowhere import x"}, "pkg.c imports nowhere"),
+        ({"new": ""}, "new is not in the order"),
+        ({"b": None}, "b is in the order and nowhere else"),
+    ],
+)
+def test_the_check_catches(files: dict[str, str | None], says: str, tmp_path: Path) -> None:
+    tree: dict[str, str | None] = {"a": "import os", "b": "from spannerlm.a import x", "pkg/c": "", "pkg/__init__": ""}
+    tree["__init__"] = "from spannerlm import b"
+    order = ["a", "b", "pkg.c", "pkg", "spannerlm"]
+    write(tmp_path, tree)
+    assert violations(tmp_path, order) == []
+    write(tmp_path, files)
+    assert violations(tmp_path, order)[0].startswith(says)
+
+
+def write(folder: Path, files: dict[str, str | None]) -> None:
+    for name, text in files.items():
+        path = folder / f"{name}.py"
+        path.parent.mkdir(exist_ok=True)
+        path.unlink(missing_ok=True)
+        if text is not None:
+            path.write_text(text)
+
+
+@pytest.mark.parametrize("module", ["spannerlm", "spannerlm.cli", "spannerlm.backends", "spannerlm.bundled.helpdesk"])
+def test_importing_the_package_imports_no_extra(module: str) -> None:
+    code = f"import {module}, sys; print(*sorted(set({LAZY!r}) & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []
+
+
+def test_only_back_ends_import_torch_and_only_core_dependencies_elsewhere() -> None:
+    """Third-party names at the top of a file: those of the core's requirements, and torch's in back ends alone."""
+    core = {line.split(";")[0].strip() for line in requires("spannerlm") or [] if "extra ==" not in line}
+    names = {line.split(">")[0].split("=")[0].split("<")[0].strip().lower() for line in core}
+    allowed = {{"scikit-learn": "sklearn", "pyyaml": "yaml"}.get(name, name.replace("-", "_")) for name in names}
+    for name, file in modules(SOURCE).items():
+        top = [
+            n for n in ast.parse(file.read_text(encoding="utf-8")).body if isinstance(n, (ast.Import, ast.ImportFrom))
+        ]
+        found = {(n.module or "") if isinstance(n, ast.ImportFrom) else a.name for n in top for a in n.names}
+        third = {f.split(".")[0] for f in found} - set(sys.stdlib_module_names) - {"spannerlm"}
+        extra = {"torch", "transformers", "huggingface_hub"} if name.startswith("backends.") else set()
+        assert third <= allowed | extra, f"{name} imports {sorted(third - allowed - extra)}"
