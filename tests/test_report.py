@@ -150,7 +150,7 @@ def test_every_number_of_the_table_is_in_the_page(made: tuple[Path, str]) -> Non
     assert "posterior prediction by labels 0.77 [0.61, 0.93]" in text
     assert "R² = 0.41 [0.22, 0.57] on 18 labels, 5 folds" in text
     assert "load the model 3.7 s · in all 38 s" in text
-    assert 'spannerlm sample toy-1 --prompt "…" -n 3' in text
+    assert f'spannerlm sample {made[0]} --prompt "…" -n 3' in text
     assert "The run ended because: labels spent." in text
 
 
@@ -284,7 +284,8 @@ def test_equal_rows_give_equal_files(made: tuple[Path, str], tmp_path: Path) -> 
     assert paths[-1] == directory / "report.html"
     assert len(paths) == 2 * len(FIGURES) + 1
     for path in paths:
-        assert path.read_bytes() == (made[0] / path.relative_to(directory)).read_bytes(), path
+        other = (made[0] / path.relative_to(directory)).read_bytes()
+        assert path.read_bytes().replace(str(directory).encode(), str(made[0]).encode()) == other, path
 
 
 def test_a_figure_that_no_longer_applies_is_removed(tmp_path: Path) -> None:

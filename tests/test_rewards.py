@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from decimal import Decimal
 from typing import Any
 
 import numpy as np
@@ -56,7 +57,6 @@ def test_numpy_arrays_are_kept(dtype: Any) -> None:
         (b"123", "expected a list of 3 rewards, got bytes"),
         ({0: 1.0, 1: 2.0, 2: 3.0}, "expected a list of 3 rewards, got dict"),
         ({1.0, 2.0, 3.0}, "expected a list of 3 rewards, got set"),
-        ((v for v in [1.0, 2.0, 3.0]), "expected a list of 3 rewards, got generator"),
         (np.array(1.0), "expected a list of 3 rewards, got ndarray"),
         (np.ones((3, 1)), "reward 0: expected a number"),
         ([1.0, float("nan"), 2.0], "reward 1: expected a finite number, got nan"),
@@ -205,3 +205,33 @@ def test_hostile_keys_never_share_noise() -> None:
 
 def test_check_values_takes_nothing_for_nothing() -> None:
     assert check_values([], 0) == []
+
+
+def test_generators_decimals_and_tensors_of_one_number_are_rewards() -> None:
+    torch = pytest.importorskip("torch")
+    values = [Decimal("0.5"), torch.tensor(1.5), np.array(2.0)]
+    assert call_reward(lambda prompts, completions: (v for v in values), ["p"] * 3, ["a"] * 3, {}) == [0.5, 1.5, 2.0]
+
+
+def test_what_a_refused_reply_held_is_kept_and_leaving_is_no_success() -> None:
+    with pytest.raises(RewardError) as refused:
+        call_reward(lambda prompts, completions: [0.25, float("nan")], ["p"] * 2, ["a"] * 2, {})
+    assert "0.25" in refused.value.reply
+
+    def leaves(prompts: list[str], completions: list[str]) -> list[float]:
+        raise SystemExit(0)
+
+    with pytest.raises(RewardError, match="SystemExit"):
+        call_reward(leaves, ["p"], ["a"], {})
+
+
+def test_a_reward_gets_copies_and_its_arguments_by_name() -> None:
+    def greedy(completions: list[str], **kwargs: Any) -> list[float]:  # as many of TRL's examples have it
+        n = len(completions)
+        completions.clear()
+        kwargs["prompts"].clear()
+        return [1.0] * n
+
+    prompts, completions = ["p", "q"], ["a", "b"]
+    assert call_reward(greedy, prompts, completions, {"level": [1, 2]}) == [1.0, 1.0]
+    assert (prompts, completions) == (["p", "q"], ["a", "b"])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -42,6 +42,7 @@ def explore(
     columns: Mapping[str, Sequence[Any]] | None = None,
     generation: Mapping[str, Any] | None = None,
     run_dir: Path | str | None = None,
+    in_doubt: Literal["rebuy", "drop"] | None = None,
 ) -> Result:
     """What exploring with ``labels`` reward labels leads to: the policy, its history and its costs.
 
@@ -51,8 +52,12 @@ def explore(
     such as ``max_new_tokens``, ``stop``, ``device``.
 
     All of ``labels`` are spent, where as many distinct responses can be drawn; ``draws=None`` means no limit on draws.
-    With ``run_dir`` everything is kept there, and the same call resumes a run that was cut off. Raises `InputError` on
-    a bad argument, `RewardError` where the reward fails: what was bought until then is in the run directory.
+    With ``run_dir`` everything is kept there, and the same call resumes a run that was cut off. Where it was cut off
+    while the reward was being asked, and the reward does not say ``pure = True``, nobody knows whether those labels
+    were charged: ``in_doubt`` says whether to ask again, perhaps paying twice, or to go on without them.
+
+    Raises `InputError` on a bad argument, `RewardError` where the reward fails: what was bought until then is in the
+    run directory.
     """
     check_budget(labels, draws, batch)
     labels, draws, batch = int(labels), None if draws is None else int(draws), int(batch)
@@ -69,7 +74,7 @@ def explore(
         return _explore_environment(env, chosen, labels, draws, batch, seed, run_dir)
     if prompts is None or model is None or reward is None:
         raise InputError("expected an environment, or prompts=, model= and reward= for a real model")
-    loaded = backend("huggingface").load(model, **dict(generation or {})) if isinstance(model, str) else model
+    loaded = _loaded(model, dict(generation or {}))
     phi = feature_map(features, getattr(loaded, "hidden_size", None))
     oracle = ModelOracle(loaded, prompts, phi)
     probs = np.full(len(prompts), 1.0 / len(prompts))
@@ -80,10 +85,22 @@ def explore(
     name = str(Path(model).resolve()) if local else model if isinstance(model, str) else None
     described = None if callable(features) and not hasattr(features, "spec") else phi.spec()
     about = {"model": name, "options": dict(generation or {}), "features": described}
-    result = _drive(oracle, chosen, reward, spec, seed, columns, run_dir, lambda _: {}, about)
+    result = _drive(oracle, chosen, reward, spec, seed, columns, run_dir, lambda _: {}, about, in_doubt)
     if run_dir is not None:
         save_policy(Path(run_dir), result.theta, getattr(result.policy, "beta", float("nan")), about)
     return result
+
+
+def _loaded(model: Any, options: dict[str, Any]) -> Any:
+    """The back end of a hub id or path, or ``model`` itself where it is one already."""
+    if not isinstance(model, str):
+        return model
+    try:
+        return backend("huggingface").load(model, **options)
+    except TypeError as error:
+        unknown = str(error).rpartition("argument ")[2]
+        known = "max_new_tokens, stop, batch_size, chat_template, system, device, dtype, revision, trust_remote_code"
+        raise InputError(f"generation: expected some of {known}, got {unknown}") from error
 
 
 def _explore_environment(
@@ -113,12 +130,15 @@ def _drive(
     run_dir: Path | str | None,
     measure: Callable[[Policy], Info],
     about: Mapping[str, Any],
+    in_doubt: Literal["rebuy", "drop"] | None = None,
 ) -> Result:
     folder = None if run_dir is None else Path(run_dir)
     meta = {**spec_meta(spec, seed), **explorer_meta(explorer), **about}
     with Ledger.open(folder, meta=meta, prompts=list(oracle.prompts), columns=columns) as ledger:
         run = Run(oracle, explorer, reward, ledger, spec, seed=seed, columns=columns)
         run.measure = measure
+        if in_doubt is not None:
+            ledger.settle_in_doubt(in_doubt)
         run.replay()
         run.explore()
         run.stop()

@@ -22,6 +22,9 @@ class ModelError(SpannerError):
 class RewardError(SpannerError):
     """A reward function raised, or returned something that is not one number or None per completion."""
 
+    reply: str = ""
+    """What it returned, as text, where it returned anything: a refused reply was paid for and is kept."""
+
 
 class LedgerError(SpannerError):
     """The ledger could not be read or written."""

@@ -6,6 +6,7 @@ rest is derived from it again.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import platform
 import time
@@ -13,7 +14,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -24,6 +25,7 @@ from spannerlm.evaluation import EvaluationPool
 from spannerlm.explorers import Explorer, explorer_by_name
 from spannerlm.features import FeatureMap, feature_map
 from spannerlm.files import durable_write, sync_folder
+from spannerlm.inputs import read_prompts
 from spannerlm.ledger import Ledger
 from spannerlm.measures import LabelMeasure, Measure, Measured, measure_truth
 from spannerlm.progress import Progress
@@ -38,6 +40,7 @@ DRAWS_PER_PROMPT = 512
 """Default draws budget per explored prompt: what the default run affords within a minute and a half."""
 
 Observer = Callable[[Progress], None]
+InDoubt = Literal["rebuy", "drop"]
 
 
 def run_job(config: RunConfig, directory: Path, observer: Observer = lambda _: None) -> dict[str, Any]:
@@ -58,10 +61,8 @@ def resume_job(directory: Path, observer: Observer = lambda _: None, in_doubt: s
             f"{directory}: expected a run directory, found no config.yaml in it: see `spannerlm run --out`"
         )
     config = load_config(directory / "config.yaml")
-    if in_doubt is not None:
-        with Ledger.open(directory) as ledger:
-            ledger.settle_in_doubt("rebuy" if in_doubt == "rebuy" else "drop")
-    return run_job(config, directory, observer)
+    settle: InDoubt | None = None if in_doubt is None else "rebuy" if in_doubt == "rebuy" else "drop"
+    return Job(config, directory, observer, settle).run()
 
 
 def load_report(directory: Path) -> dict[str, Any]:
@@ -76,18 +77,24 @@ def load_report(directory: Path) -> dict[str, Any]:
 class Job:
     """One configured run; its parts are built once, in the order of the way data flows."""
 
-    def __init__(self, config: RunConfig, directory: Path, observer: Observer) -> None:
-        self.config, self.directory, self.observer = config, directory, observer
+    def __init__(
+        self,
+        config: RunConfig,
+        directory: Path,
+        observer: Observer,
+        in_doubt: InDoubt | None = None,
+    ) -> None:
+        self.config, self.directory, self.observer, self.in_doubt = config, directory, observer, in_doubt
         self.started = time.perf_counter()
         self.stopwatch = Stopwatch()
+        self.warnings: list[str] = []
 
     def run(self) -> dict[str, Any]:
         """The report: everything bought is on disk before it returns."""
         config = self.config
         task = load_task(config)
         explorer = build_explorer(config)
-        self.directory.mkdir(parents=True, exist_ok=True)
-        self._write("config.yaml", dump_config(config).encode())
+        self._claim_directory()
         self._tell("load the model")
         with self.stopwatch.part("load"):
             model = load_model(config, task)
@@ -95,7 +102,8 @@ class Job:
         oracle = ModelOracle(model, task.prompts, phi)
         spec = spec_of(config, task, phi)
         meta = {**spec_meta(spec, config.seed), **explorer_meta(explorer), **self._meta(task, phi)}
-        notes = {"versions": versions(), "platform": platform.platform()}
+        notes = {"versions": versions(), "platform": platform.platform(), "reward": fingerprint(config)}
+        self._note_changes(notes)
         ledger = Ledger.open(self.directory, meta=meta, prompts=task.prompts, columns=task.columns, notes=notes)
         with ledger:
             run = Run(oracle, explorer, task.reward, ledger, spec, seed=config.seed, columns=task.columns)
@@ -104,12 +112,40 @@ class Job:
             run.stop()
             return self._finish(run, task, phi, measured)
 
+    def _claim_directory(self) -> None:
+        """Make the directory and write what was configured; `InputError` where somebody else's configuration lies."""
+        text, path = dump_config(self.config).encode(), self.directory / "config.yaml"
+        if path.exists() and not (self.directory / "run.db").exists() and path.read_bytes() != text:
+            raise InputError(f"{path}: expected a new directory, found another configuration: choose another --out")
+        if self.config.eval_labels and self.config.heldout is None and self.config.prompts is not None:
+            texts = read_prompts(self.config.prompts, self.config.prompt_column).texts
+            if len(texts) < 2:
+                raise InputError("eval_labels: expected at least 2 prompts, so that one can be held out, got 1")
+        self.directory.mkdir(parents=True, exist_ok=True)
+        self._write("config.yaml", text)
+
+    def _note_changes(self, notes: Mapping[str, Any]) -> None:
+        """Warn where a resumed run's reward file is not what it was: its labels go into one regression."""
+        if not (self.directory / "run.db").exists():
+            return
+        try:
+            with Ledger.open(self.directory, read_only=True) as ledger:
+                before = ledger.notes.get("reward")
+        except InputError:  # cut off before its first row
+            return
+        if before != notes["reward"]:
+            self.warnings.append(
+                "The reward's file has changed since this run began: labels from both versions are in one regression."
+            )
+
     def _explore(self, run: Run, task: Task) -> Measured:
         """Evaluation draws first, so that the value can be followed; then the explorer until it stops."""
         config = self.config
         rows = range(len(task.train), len(task.train) + min(len(task.heldout), config.evaluation.max_prompts))
         measured = Measured(run, config.kl, partial(self._measure, task, run))
         run.measure = measured.policy
+        if self.in_doubt is not None:  # last: whatever could refuse to resume has had its say
+            run.ledger.settle_in_doubt(self.in_doubt)
         run.replay()
         if rows:
             self._tell("draw held-out responses", run)
@@ -131,6 +167,7 @@ class Job:
         beta = float(getattr(run.explorer.policy(run.state), "beta", float("nan")))
         about = {**self._meta(task, phi), "coverage": self._coverage(run, measured, beta)}
         save_policy(self.directory, run.explorer.policy(run.state).theta, beta, about)
+        report["warnings"] = self.warnings
         self._tell("write the report", run)
         report["timings"] = {**self.stopwatch.seconds, "total": time.perf_counter() - self.started}
         report["versions"] = versions()
@@ -181,6 +218,14 @@ class Job:
             remaining_s=left,
         )
         self.observer(progress)
+
+
+def fingerprint(config: RunConfig) -> str | None:
+    """Hex sha256 of the file that holds the user's reward; None for a bundled one."""
+    if config.reward is None:
+        return None
+    path = Path(config.reward.rpartition(":")[0])
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def build_explorer(config: RunConfig) -> Explorer:

@@ -162,7 +162,7 @@ def show_report(console: Console, report: Mapping[str, Any], directory: Path) ->
     kl = number(report.get("kl"))
     if report.get("table"):
         console.print(_table(report["table"], kl))
-    for line in _findings(report):
+    for line in (*(report.get("warnings") or ()), *_findings(report)):
         console.print(Text(stripped(line)))
     for reply in (report.get("replies") or ())[:3]:
         console.print()

@@ -116,7 +116,8 @@ class Measured:
     def buy(self, labels: int, *, seed: int) -> None:
         """Buy ``labels`` labels of held-out responses, half drawn from the base model, half from the learned policy.
 
-        A response that comes twice is bought once and counts twice. Without held-out draws nothing is bought.
+        Each is bought afresh, whatever was labelled before: the estimate must not rest on labels that the policy was
+        learned from. Without held-out draws nothing is bought.
         """
         if self.measure is None:
             return
@@ -124,7 +125,8 @@ class Measured:
         self.plan = self.tilted(self._run.explorer.policy(self._run.state))
         prompts, rows = sampling_plan(self.plan, labels, rng=np.random.default_rng([seed, 11]))
         items = [
-            LabelItem(pool.draws[x].prompt, pool.draws[x].responses[i]) for x, i in zip(prompts, rows, strict=True)
+            LabelItem(pool.draws[x].prompt, pool.draws[x].responses[i], fresh=True)
+            for x, i in zip(prompts, rows, strict=True)
         ]
         found = self._run.label_for_evaluation(items)
         kept = [i for i, label in enumerate(found.labels) if label.value is not None]

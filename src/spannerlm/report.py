@@ -6,6 +6,7 @@ escapes it, control characters are spelled out, and a strict content-security po
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -59,7 +60,7 @@ def write_report(directory: Path, report: Mapping[str, Any]) -> tuple[Path, ...]
             written.append(path)
         pictures[name] = _inline(drawing.svg, name)
     sync_folder(folder)
-    durable_write(directory / "report.html", render_page(report, pictures, directory.name).encode("utf-8"))
+    durable_write(directory / "report.html", render_page(report, pictures, str(directory)).encode("utf-8"))
     sync_folder(directory)
     return (*written, directory / "report.html")
 
@@ -90,7 +91,8 @@ def render_page(report: Mapping[str, Any], pictures: Mapping[str, str], director
     template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
     return template.render(
         report=report,
-        directory=directory,
+        shell_path=shlex.quote(wording.visible(directory)),
+        python_path=repr(wording.visible(directory)),
         headline=wording.headline(report),
         recommendation=wording.recommendation(report),
         recommended=report.get("recommended") or {},
@@ -137,5 +139,6 @@ def cost_rows(report: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("eval_draws", "draws to measure, on held-out prompts", False),
         ("skips", "labels that the source declined", False),
         ("failed", "labels that failed", False),
+        ("rebought", "labels asked for a second time, perhaps paid twice", False),
     )
     return [(label, wording.count(counts.get(key))) for key, label, always in kinds if always or counts.get(key)]

@@ -9,8 +9,9 @@ from __future__ import annotations
 import hashlib
 import inspect
 import math
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Any
 
 import numpy as np
@@ -67,21 +68,38 @@ def call_reward(
 
     Columns are handed over by keyword: all of them where the function takes ``**kwargs``, else those it names.
     Cost: k labels, charged by whoever calls. Raises `RewardError` where the function raises, or returns a wrong
-    length, a bool, a string, NaN or an infinity; the offending entry is named and nothing is kept.
+    length, a bool, a string, NaN or an infinity; the offending entry is named, and ``reply`` holds all that came.
     """
+    expected = len(completions)
+    positional, named = _arguments(reward, list(prompts), list(completions), columns)
     try:
-        values = reward(prompts, completions, **_accepted(reward, columns))
-    except Exception as error:
+        values = reward(*positional, **named)
+        values = list(values) if isinstance(values, Iterator) else values
+    except (Exception, SystemExit) as error:  # a reward that calls sys.exit() must not end the run as if all were well
         raise RewardError(f"the reward function raised {type(error).__name__}: {error}") from error
-    return check_values(values, len(completions))
+    try:
+        return check_values(values, expected)
+    except RewardError as error:
+        error.reply = repr(values)
+        raise
 
 
-def _accepted(reward: RewardFunction, columns: Mapping[str, Sequence[Any]]) -> dict[str, Sequence[Any]]:
-    """The columns that the function's signature has a place for."""
+def _arguments(
+    reward: RewardFunction, prompts: list[str], completions: list[str], columns: Mapping[str, Sequence[Any]]
+) -> tuple[tuple[list[str], ...], dict[str, list[Any]]]:
+    """Positional and named arguments that the function has a place for, each a copy of its own.
+
+    By name, as TRL calls it; prompts and completions by position where the function gives them other names.
+    """
     parameters = inspect.signature(reward).parameters
-    if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
-        return dict(columns)
-    return {name: column for name, column in columns.items() if name in parameters}
+    open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    named = {name: list(column) for name, column in columns.items() if open_ended or name in parameters}
+    completion = parameters.get("completions")
+    if completion is None or completion.kind is completion.POSITIONAL_ONLY:
+        return (prompts, completions), named
+    if open_ended or "prompts" in parameters:
+        named["prompts"] = prompts
+    return (), {**named, "completions": completions}
 
 
 def check_values(values: Any, expected: int) -> list[float | None]:
@@ -101,6 +119,10 @@ def check_values(values: Any, expected: int) -> list[float | None]:
 def _check_value(index: int, value: Any) -> float | None:
     if value is None:
         return None
+    if getattr(value, "shape", None) == () and hasattr(value, "item"):  # a tensor or array of one number
+        value = value.item()
+    if isinstance(value, Decimal):
+        value = float(value)
     if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
         raise RewardError(
             f"reward {index}: expected a number or None, got {value!r} ({type(value).__name__}): "

@@ -242,7 +242,8 @@ class Run:
         if doubtful and not is_pure(self.reward):
             raise InDoubtError(
                 f"{doubtful} labels were asked for and never answered: they may have been charged. Say what becomes of "
-                "them: resume with --in-doubt rebuy (ask again, perhaps paying twice) or drop (go on without them)"
+                "them: resume with --in-doubt rebuy (ask again, perhaps paying twice) or drop (go on without them); in "
+                "Python, explore(..., in_doubt=...)"
             )
         if todo:
             values = self._buy(todo)
@@ -261,7 +262,7 @@ class Run:
             try:
                 return call_reward(self.reward, prompts, [c.response for c in claims], columns)
             except RewardError as error:
-                self.ledger.reject(claims, str(error).encode("utf-8", "surrogatepass"), type(error).__name__)
+                self.ledger.reject(claims, error.reply.encode("utf-8", "surrogatepass"), str(error))
                 raise
 
 

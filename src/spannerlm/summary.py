@@ -65,7 +65,7 @@ def summarise(run: Run, task: Task, config: RunConfig, measured: Measured) -> di
         "estimates": [],
     }
     measure = measured.measure
-    if measure is None:
+    if measure is None or counts.labels == 0:
         return report
     random = _baselines(run, task, config, measured)
     board = Board(measure, config.kl)
@@ -194,7 +194,9 @@ def recommend(curve: list[dict[str, Any]], board: Board, scores: FloatArray) -> 
     tilted = pool.at_kl(scores, board.kl if best is None else float(kls[best]))
     row = {**board.point(tilted), "kl": board.kl} if best is None else curve[best]
     gained = values[-1] - values[0]
-    share = f"{(row['value'] - values[0]) / gained:.0%} of what KL = {kls[-1]:g} nats gains over the base model"
+    share = ""
+    if gained > 0.0:
+        share = f"{(row['value'] - values[0]) / gained:.0%} of what KL = {kls[-1]:g} nats gains over the base model"
     if best is not None:
         reason = f"the knee of the curve: {share}, and beyond it each nat buys less than the average nat"
     elif gained > 0.0:

@@ -94,7 +94,8 @@ def _prompts(config: RunConfig, base: bundled.BundledTask | None) -> Split:
         shared = [name for name in found.columns if name in other.columns]
         return found.texts, other.texts, {name: found.columns[name] + other.columns[name] for name in shared}
     order = np.random.default_rng([config.seed, 7]).permutation(len(found.texts))
-    size = round(config.heldout_fraction * len(order)) if len(order) > 1 else 0
+    size = max(1, round(config.heldout_fraction * len(order))) if len(order) > 1 else 0
+    size = min(size, len(order) - 1)
     rows = np.sort(order[size:]).tolist() + np.sort(order[:size]).tolist()
     texts = [found.texts[i] for i in rows]
     cut = len(texts) - size

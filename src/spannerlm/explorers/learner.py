@@ -170,5 +170,8 @@ class Learner:
 
     @cached_property
     def theta(self) -> FloatArray:
-        """[d] posterior mean; 0 before the first label."""
-        return np.zeros(self.spec.dim) if self.posterior is None else self.posterior.mean
+        """[d] posterior mean; 0 before the first label, and where all labels are equal but for rounding."""
+        n, total = self.stats.labels, float(self.stats.value_sums.sum())
+        if self.posterior is None or n * self.stats.square - total * total <= 1e-12 * n * self.stats.square:
+            return np.zeros(self.spec.dim)
+        return self.posterior.mean
