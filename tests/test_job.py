@@ -216,3 +216,44 @@ def test_unknown_explorers_and_settings_are_named(tmp_path: Path) -> None:
         run_job(load_config(None, [*SMALL, "explorer=spaner"]), tmp_path)
     with pytest.raises(InputError, match="nuu"):
         run_job(load_config(None, [*SMALL, "explorer_settings={nuu: 1}"]), tmp_path)
+
+
+def test_a_changed_reward_file_is_told(tmp_path: Path) -> None:
+    settings = own_task(tmp_path)
+    assert run_job(load_config(None, settings), tmp_path / "run")["warnings"] == []
+    (tmp_path / "reward.py").write_text(REWARD + "\n# another version\n")
+    (warning,) = resume_job(tmp_path / "run")["warnings"]
+    assert "reward's file has changed" in warning
+    assert "reward&#39;s file has changed" in (tmp_path / "run" / "report.html").read_text()
+
+
+def test_labels_that_are_all_equal_tilt_nothing(tmp_path: Path) -> None:
+    settings = own_task(tmp_path)
+    (tmp_path / "reward.py").write_text("def words(prompts, completions):\n    return [1.1] * len(completions)\n")
+    report = run_job(load_config(None, settings), tmp_path / "run")
+    assert report["recommended"]["draws_per_answer"] == pytest.approx(1.0)
+    assert "gains nothing" in report["recommended"]["reason"]
+
+
+def test_a_source_that_declines_everything_gets_no_recommendation(tmp_path: Path) -> None:
+    settings = own_task(tmp_path)
+    (tmp_path / "reward.py").write_text("def words(prompts, completions):\n    return [None] * len(completions)\n")
+    report = run_job(load_config(None, settings), tmp_path / "run")
+    assert report["counts"]["labels"] == 0
+    assert report["counts"]["skips"] == 40
+    assert report["recommended"] is None
+    assert report["replies"] == []
+
+
+def test_a_directory_with_somebody_elses_configuration_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("labels: 7  # mine\n")
+    with pytest.raises(InputError, match="another configuration"):
+        run_job(load_config(None, SMALL), tmp_path)
+    assert (tmp_path / "config.yaml").read_text() == "labels: 7  # mine\n"
+
+
+def test_labels_to_evaluate_need_a_prompt_to_hold_out(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="at least 2 prompts"):
+        run_job(load_config(None, [*own_task(tmp_path, prompts=1), "eval_labels=3"]), tmp_path / "run")
+    report = run_job(load_config(None, [*own_task(tmp_path, prompts=2), "eval_labels=3"]), tmp_path / "run")
+    assert report["counts"]["eval_labels"] == 3

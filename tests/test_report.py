@@ -150,7 +150,7 @@ def test_every_number_of_the_table_is_in_the_page(made: tuple[Path, str]) -> Non
     assert "posterior prediction by labels 0.77 [0.61, 0.93]" in text
     assert "R² = 0.41 [0.22, 0.57] on 18 labels, 5 folds" in text
     assert "load the model 3.7 s · in all 38 s" in text
-    assert f'spannerlm sample {made[0]} --prompt "…" -n 3' in text
+    assert f'spannerlm sample {made[0]} --prompt "…" -n 3 --kl ' in text
     assert "The run ended because: labels spent." in text
 
 

@@ -114,3 +114,16 @@ def test_less_than_one_answer_is_refused() -> None:
     policy = TiltedPolicy(np.zeros(2), 1.0, make(), feature_map("logprob-length"))
     with pytest.raises(InputError, match="at least one"):
         policy.sample(["a"], 0, rng=np.random.default_rng(0))
+
+
+def test_another_kl_lies_between_those_that_were_measured(tmp_path: Path) -> None:
+    rows = [{"kl": 1.0, "beta": 0.4, "coverage": 8.0}, {"kl": 2.0, "beta": 0.1, "coverage": 32.0}]
+    folder = saved(tmp_path, beta=0.1, by_kl=rows)
+    assert load_policy(folder, model=make()).beta == 0.1
+    exact, between = (load_policy(folder, kl=kl, model=make()) for kl in (1.0, 1.5))
+    assert (exact.beta, exact.coverage) == (pytest.approx(0.4), pytest.approx(8.0))
+    assert (between.beta, between.coverage) == (pytest.approx(0.2), pytest.approx(16.0))
+    with pytest.raises(InputError, match="1 to 2 nats"):
+        load_policy(folder, kl=3.0, model=make())
+    with pytest.raises(InputError, match="one KL only"):
+        load_policy(saved(tmp_path), kl=1.0, model=make())

@@ -186,6 +186,10 @@ def sample(
     seed: Annotated[
         int | None, typer.Option(metavar="N", min=0, help="Seed; otherwise others come each time.", show_default=False)
     ] = None,
+    kl: Annotated[
+        float | None,
+        typer.Option(metavar="NATS", help="KL from the base model; otherwise the run's.", show_default=False),
+    ] = None,
     column: Annotated[str, typer.Option(metavar="NAME", help="Column of the file that holds the prompts.")] = "prompt",
     as_json: Json = False,
 ) -> None:
@@ -200,7 +204,7 @@ def sample(
         if not texts:
             raise ConfigError("expected a prompt, got none; give --prompt TEXT or --prompts FILE")
         with reserved_stdout(as_json) as console:
-            answers = _sample(directory, texts, n, seed)
+            answers = _sample(directory, texts, n, seed, kl)
             if as_json:
                 print_json(console, {"samples": answers})
             else:
@@ -343,12 +347,12 @@ def _end(console: Console, found: Mapping[str, Any], directory: Path, as_json: b
         show_report(console, found, directory)
 
 
-def _sample(directory: Path, texts: Sequence[str], n: int, seed: int | None) -> list[dict[str, Any]]:
+def _sample(directory: Path, texts: Sequence[str], n: int, seed: int | None, kl: float | None) -> list[dict[str, Any]]:
     import numpy as np
 
     from spannerlm.tilted import load_policy
 
-    policy = load_policy(directory)
+    policy = load_policy(directory, kl=kl)
     answers = policy.sample(texts, n, rng=np.random.default_rng(seed))
     keys = ("prompt", "responses", "draws", "exhausted")
     return [{key: getattr(answer, key) for key in keys} for answer in answers]

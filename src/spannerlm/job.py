@@ -32,7 +32,7 @@ from spannerlm.progress import Progress
 from spannerlm.records import Spec
 from spannerlm.report import write_report
 from spannerlm.run import Run, Stopwatch, explorer_meta, spec_meta
-from spannerlm.summary import summarise
+from spannerlm.summary import KLS, summarise
 from spannerlm.tasks import Task, load_model, load_task, model_options
 from spannerlm.tilted import save_policy
 
@@ -165,7 +165,7 @@ class Job:
         self._tell("compare with random labels", run)
         report = summarise(run, task, self.config, measured)
         beta = float(getattr(run.explorer.policy(run.state), "beta", float("nan")))
-        about = {**self._meta(task, phi), "coverage": self._coverage(run, measured, beta)}
+        about = {**self._meta(task, phi), **self._reach(run, measured, beta)}
         save_policy(self.directory, run.explorer.policy(run.state).theta, beta, about)
         report["warnings"] = self.warnings
         self._tell("write the report", run)
@@ -177,13 +177,19 @@ class Job:
         self._write("report.json", json.dumps(plain(report), indent=1).encode())
         return report
 
-    def _coverage(self, run: Run, measured: Measured, beta: float) -> float | None:
-        """Largest density ratio of the learned policy on held-out draws; None without any."""
+    def _reach(self, run: Run, measured: Measured, beta: float) -> dict[str, Any]:
+        """Largest density ratio of the learned policy on held-out draws, and beta and ratio at other KL budgets.
+
+        Empty without held-out draws.
+        """
         if measured.measure is None:
-            return None
+            return {}
         pool = measured.measure.pool
-        tilted = pool.at_beta(pool.scores(run.explorer.policy(run.state).theta), beta)
-        return float(np.max(tilted.draws_per_answer()))
+        scores = pool.scores(run.explorer.policy(run.state).theta)
+        curve = [(kl, pool.at_kl(scores, kl)) for kl in KLS if kl > 0.0]
+        by_kl = [{"kl": kl, "beta": t.beta, "coverage": float(np.max(t.draws_per_answer()))} for kl, t in curve]
+        found = {"coverage": float(np.max(pool.at_beta(scores, beta).draws_per_answer()))}
+        return found if any(np.isinf(row["beta"]) for row in by_kl) else {**found, "by_kl": by_kl}
 
     def _meta(self, task: Task, phi: FeatureMap) -> dict[str, Any]:
         """What else decides the run: the model, its options and the features."""

@@ -95,12 +95,13 @@ def save_policy(directory: Path, theta: FloatArray, beta: float, about: Mapping[
 
 
 def load_policy(
-    run_dir: Path | str, *, model: TextModel | None = None, features: FeatureMap | Any = None
+    run_dir: Path | str, *, kl: float | None = None, model: TextModel | None = None, features: FeatureMap | Any = None
 ) -> TiltedPolicy:
     """The policy that a run has learned, with its model loaded; pass ``model`` or ``features`` to use your own.
 
-    A run whose features are a Python function needs ``features``. Raises `InputError` where the files are missing, not
-    of this format, or no safetensors (a pickle is refused).
+    ``kl``: at another KL budget than the run's, in nats, such as the one that its report recommends. A run whose
+    features are a Python function needs ``features``. Raises `InputError` where the files are missing, not of this
+    format, or no safetensors (a pickle is refused).
     """
     directory = Path(run_dir)
     about, theta = _read(directory)
@@ -117,8 +118,22 @@ def load_policy(
     phi = feature_map(features, getattr(model, "hidden_size", None))
     if phi.dim != len(theta):
         raise InputError(f"{directory}: theta has {len(theta)} entries, the features {phi.dim}: not the run's features")
-    beta = about["beta"]
-    return TiltedPolicy(theta, float("inf") if beta is None else float(beta), model, phi, about.get("coverage"))
+    beta, coverage = about["beta"], about.get("coverage")
+    if kl is not None:
+        beta, coverage = _at_kl(about, kl)
+    return TiltedPolicy(theta, float("inf") if beta is None else float(beta), model, phi, coverage)
+
+
+def _at_kl(about: Mapping[str, Any], kl: float) -> tuple[float, float]:
+    """(beta, coverage) at a KL budget, between those that the run has stored (log-linear)."""
+    rows = about.get("by_kl")
+    if not rows:
+        raise InputError("kl: expected a run with held-out prompts whose policy is tilted; this one has one KL only")
+    kls = [row["kl"] for row in rows]
+    if not kls[0] <= kl <= kls[-1]:
+        raise InputError(f"kl: expected {kls[0]:g} to {kls[-1]:g} nats, which is what the run has measured, got {kl:g}")
+    beta, coverage = (np.exp(np.interp(kl, kls, np.log([row[key] for row in rows]))) for key in ("beta", "coverage"))
+    return float(beta), float(coverage)
 
 
 def _read(directory: Path) -> tuple[dict[str, Any], FloatArray]:
