@@ -182,8 +182,6 @@ class Posterior:
     """[d, d] T of the features it was fitted to; theta is given for untransformed features."""
     intercept: float
     """Posterior mean of mu: the mean reward of a base draw, over prompts."""
-    intercept_std: float
-    """Standard deviation of mu given theta, at the mode."""
 
     @property
     def noise_std(self) -> float:
@@ -262,13 +260,10 @@ def fit_labels(
     means = np.array([w @ ridge for w, ridge in zip(weights, ridges, strict=True)])  # [G, d]
     mean = means.sum(axis=0)  # [d], in transformed features
     shares = weights.sum(axis=1)  # [G]
-    best = fits[int(np.argmax(shares))]
     offset = sum(shares[i] * f.total / f.mass - means[i] @ f.slope / f.mass for i, f in enumerate(fits))
-    noise = float(np.sum(weights * np.array([f.variance for f in fits])))
     return Posterior(
         mean=mean if transform is None else transform @ mean,
         intercept=float(offset),
-        intercept_std=float(np.sqrt(noise / best.mass)),
         weights=weights,
         gammas=grid,
         lambdas=penalties,

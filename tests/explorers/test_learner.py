@@ -101,9 +101,8 @@ def test_requests_wait_until_they_are_answered() -> None:
     learner = learner.absorb(labelled(Label(0, "c", None, status="failed", charged=False)))
     assert (learner.bought, learner.labels_left, learner.batch()) == (2, 8, 6)
     assert learner.stats.labels == 1
-    drawing = learner.absorb(DrawRequest((0,), 5))
-    assert drawing.drawing
-    assert not drawing.absorb(Drawn((draws(0, 1),), 9)).drawing
+    assert learner.absorb(DrawRequest((0,), 5)) is learner
+    assert learner.absorb(Drawn((draws(0, 1),), 9)).drawn == learner.drawn + 9
     assert learner.absorb(StopRequest("done")) is learner
 
 

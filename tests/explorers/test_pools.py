@@ -51,10 +51,8 @@ def test_all_possible_prompts_or_a_sample_from_rho() -> None:
     assert len(set(some)) == 2
 
 
-def test_random_draws_and_prompts_have_the_stated_laws() -> None:
+def test_random_prompts_have_the_stated_law() -> None:
     rng, draws = np.random.default_rng(1), draws_of(2, a=5, b=1, c=4)
-    rows = Counter(pools.random_draw(draws, rng=rng) for _ in range(5000))
-    assert chisquare([rows[i] for i in range(3)], [2500, 500, 2000]).pvalue > 1e-6
     held = {1: draws, 3: draws}
     prompts = Counter(pools.random_prompts(spec(), held, 4000, rng=rng).tolist())
     assert set(prompts) == {1, 3}

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from scipy.special import log_softmax, logsumexp
 
+from spannerlm.coverage import coverage_constant
 from spannerlm.errors import InputError
 from spannerlm.policy import kl_divergence, tilt
 from spannerlm.records import Draws, FloatArray
@@ -122,8 +123,7 @@ class TabularEnvironment:
 
     def coverage(self) -> float:
         """C_cov = sup over prompts and responses of positive probability of pi* / pi_ref."""
-        possible = (self.base_probs > 0.0) & (self.prompt_probs[:, None] > 0.0)
-        return float(np.max(self.optimal_policy()[possible] / self.base_probs[possible]))
+        return coverage_constant(self.optimal_policy(), self.base_probs, self.prompt_probs)
 
     def realizability_gap(self) -> float:
         """Largest reward difference, over possible responses of one prompt, that least squares leaves unexplained.

@@ -12,7 +12,7 @@ from functools import cached_property
 
 import numpy as np
 
-from spannerlm.records import Drawn, DrawRequest, Event, FloatArray, LabelItem, Labelled, LabelRequest, Spec
+from spannerlm.records import Drawn, Event, FloatArray, LabelItem, Labelled, LabelRequest, Spec
 from spannerlm.regression import LabelStats, Posterior, fit_labels
 
 PRIOR_POWER = 0.15
@@ -64,8 +64,6 @@ class Learner:
     """Labels charged, skips included."""
     drawn: int = 0
     """Oracle queries spent."""
-    drawing: bool = False
-    """Whether a draw request is out."""
 
     @classmethod
     def start(cls, spec: Spec) -> Learner:
@@ -92,8 +90,6 @@ class Learner:
         """The learner after a request was issued or an outcome came."""
         if isinstance(event, LabelRequest):
             return replace(self, pending=self.pending + event.items)
-        if isinstance(event, DrawRequest):
-            return replace(self, drawing=True)
         if isinstance(event, Drawn):
             return self._absorb_draws(event)
         if isinstance(event, Labelled):
@@ -108,7 +104,7 @@ class Learner:
                 counts[draws.prompt] += draws.counts.sum()
                 sums[draws.prompt] += draws.counts @ draws.features
                 outer = outer + (draws.features * draws.counts[:, None]).T @ draws.features
-        return replace(self, moments=Moments(counts, sums, outer), drawn=self.drawn + event.spent, drawing=False)
+        return replace(self, moments=Moments(counts, sums, outer), drawn=self.drawn + event.spent)
 
     def _absorb_labels(self, event: Labelled) -> Learner:
         known = [(i, label.value) for i, label in enumerate(event.labels) if label.value is not None and label.charged]

@@ -48,11 +48,6 @@ def sample_prompts(spec: Spec, limit: int, *, rng: np.random.Generator) -> tuple
     return tuple(int(x) for x in np.sort(chosen))
 
 
-def random_draw(draws: Draws, *, rng: np.random.Generator) -> int:
-    """Index of one of the prompt's draws, each draw being equally likely."""
-    return int(rng.choice(len(draws.counts), p=draws.counts / draws.counts.sum()))
-
-
 def random_prompts(spec: Spec, pools: Pools, size: int, *, rng: np.random.Generator) -> IntArray:
     """[size] prompts from rho, restricted to those with a pool."""
     having = np.array(sorted(pools), dtype=np.int64)

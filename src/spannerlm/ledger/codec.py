@@ -23,7 +23,6 @@ TEXT_LIMIT = 16 * 2**20
 """Largest single text in UTF-8 bytes: beyond any model's context, and far below SQLite's limit of 1 GB a row."""
 
 Json = dict[str, Any]
-Arrays = tuple[NDArray[Any], ...]
 
 _ENCODER = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
 
