@@ -43,8 +43,8 @@ is labelled already: the mass of what is then still unseen is beyond any label b
 MAX_POOL = 10**8
 """Draws of one prompt in one request, at most: shuffling counts is exact in NumPy up to 1e9."""
 CANDIDATES = 4
-"""Tilted pairs looked at per pair that is labelled: with 1, the worst of 8 helpdesk seeds at 50 labels reaches .14, with
-4 it reaches .87."""
+"""Tilted pairs looked at per pair that is labelled: at 50 labels the worst of 8 helpdesk seeds is at .14 with one
+candidate, at .87 with four."""
 TILT_TRIES = 10
 """Prompts tried per candidate before giving up on finding a response that has no label yet."""
 
