@@ -14,7 +14,7 @@ from scipy.special import xlogy
 
 import spannerlm
 from spannerlm.config import load_config
-from spannerlm.errors import InputError, RewardError
+from spannerlm.errors import InputError, LedgerCorruptError, RewardError
 from spannerlm.job import load_report, resume_job, run_job
 from spannerlm.ledger import Ledger
 from spannerlm.progress import Progress
@@ -222,8 +222,9 @@ def test_a_changed_reward_file_is_told(tmp_path: Path) -> None:
     settings = own_task(tmp_path)
     assert run_job(load_config(None, settings), tmp_path / "run")["warnings"] == []
     (tmp_path / "reward.py").write_text(REWARD + "\n# another version\n")
-    (warning,) = resume_job(tmp_path / "run")["warnings"]
-    assert "reward's file has changed" in warning
+    for _ in range(2):  # and told again whenever the run is taken up: its labels stay mixed
+        (warning,) = resume_job(tmp_path / "run")["warnings"]
+        assert "reward's file has changed" in warning
     assert "reward&#39;s file has changed" in (tmp_path / "run" / "report.html").read_text()
 
 
@@ -257,3 +258,28 @@ def test_labels_to_evaluate_need_a_prompt_to_hold_out(tmp_path: Path) -> None:
         run_job(load_config(None, [*own_task(tmp_path, prompts=1), "eval_labels=3"]), tmp_path / "run")
     report = run_job(load_config(None, [*own_task(tmp_path, prompts=2), "eval_labels=3"]), tmp_path / "run")
     assert report["counts"]["eval_labels"] == 3
+
+
+def test_doubt_is_not_settled_where_the_run_is_damaged(tmp_path: Path) -> None:
+    settings = [s.replace(":words", ":broken") for s in own_task(tmp_path)]
+    with pytest.raises(RewardError):
+        run_job(load_config(None, [*settings, "features=ngrams"]), tmp_path / "run")  # wide: draws go to shards
+    shard = next((tmp_path / "run" / "draws").glob("*.parquet"))
+    whole = shard.read_bytes()
+    shard.write_bytes(whole[:-1])
+    before = (tmp_path / "run" / "run.head").read_bytes()
+    with pytest.raises(LedgerCorruptError):
+        resume_job(tmp_path / "run", in_doubt="drop")
+    assert (tmp_path / "run" / "run.head").read_bytes() == before
+    shard.write_bytes(whole)
+    with Ledger.open(tmp_path / "run") as ledger:
+        assert ledger.counts.in_doubt > 0
+
+
+def test_a_contradicting_configuration_leaves_the_runs_own_alone(tmp_path: Path) -> None:
+    settings = own_task(tmp_path)
+    run_job(load_config(None, settings), tmp_path / "run")
+    before = (tmp_path / "run" / "config.yaml").read_bytes()
+    with pytest.raises(InputError, match="seed"):
+        run_job(load_config(None, [*settings, "seed=9"]), tmp_path / "run")
+    assert (tmp_path / "run" / "config.yaml").read_bytes() == before

@@ -11,6 +11,7 @@ import json
 import platform
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -20,7 +21,7 @@ import numpy as np
 
 from spannerlm.backends.oracle import ModelOracle
 from spannerlm.config import RunConfig, dump_config, load_config
-from spannerlm.errors import InputError
+from spannerlm.errors import InputError, LedgerCorruptError
 from spannerlm.evaluation import EvaluationPool
 from spannerlm.explorers import Explorer, explorer_by_name
 from spannerlm.features import FeatureMap, feature_map
@@ -102,8 +103,7 @@ class Job:
         oracle = ModelOracle(model, task.prompts, phi)
         spec = spec_of(config, task, phi)
         meta = {**spec_meta(spec, config.seed), **explorer_meta(explorer), **self._meta(task, phi)}
-        notes = {"versions": versions(), "platform": platform.platform(), "reward": fingerprint(config)}
-        self._note_changes(notes)
+        notes = {"versions": versions(), "platform": platform.platform(), "rewards": self._reward_versions()}
         ledger = Ledger.open(self.directory, meta=meta, prompts=task.prompts, columns=task.columns, notes=notes)
         with ledger:
             run = Run(oracle, explorer, task.reward, ledger, spec, seed=config.seed, columns=task.columns)
@@ -114,8 +114,10 @@ class Job:
 
     def _claim_directory(self) -> None:
         """Make the directory and write what was configured; `InputError` where somebody else's configuration lies."""
+        if (self.directory / "run.db").exists():
+            return  # a run that goes on keeps its configuration, and its ledger refuses one that contradicts it
         text, path = dump_config(self.config).encode(), self.directory / "config.yaml"
-        if path.exists() and not (self.directory / "run.db").exists() and path.read_bytes() != text:
+        if path.exists() and path.read_bytes() != text:
             raise InputError(f"{path}: expected a new directory, found another configuration: choose another --out")
         if self.config.eval_labels and self.config.heldout is None and self.config.prompts is not None:
             texts = read_prompts(self.config.prompts, self.config.prompt_column).texts
@@ -124,19 +126,21 @@ class Job:
         self.directory.mkdir(parents=True, exist_ok=True)
         self._write("config.yaml", text)
 
-    def _note_changes(self, notes: Mapping[str, Any]) -> None:
-        """Warn where a resumed run's reward file is not what it was: its labels go into one regression."""
-        if not (self.directory / "run.db").exists():
-            return
-        try:
-            with Ledger.open(self.directory, read_only=True) as ledger:
-                before = ledger.notes.get("reward")
-        except InputError:  # cut off before its first row
-            return
-        if before != notes["reward"]:
+    def _reward_versions(self) -> list[str]:
+        """Fingerprints of the user's reward file, one per version that this run has used, this one last.
+
+        More than one is warned of, now and whenever the run is taken up again: their labels are in one regression.
+        """
+        now, before = fingerprint(self.config), []
+        if (self.directory / "run.db").exists():
+            with suppress(InputError), Ledger.open(self.directory, read_only=True) as ledger:  # cut off before a row
+                before = list(ledger.notes.get("rewards", ()))
+        known = before if now is None or now in before[-1:] else [*before, now]
+        if len(known) > 1:
             self.warnings.append(
                 "The reward's file has changed since this run began: labels from both versions are in one regression."
             )
+        return known
 
     def _explore(self, run: Run, task: Task) -> Measured:
         """Evaluation draws first, so that the value can be followed; then the explorer until it stops."""
@@ -145,6 +149,9 @@ class Job:
         measured = Measured(run, config.kl, partial(self._measure, task, run))
         run.measure = measured.policy
         if self.in_doubt is not None:  # last: whatever could refuse to resume has had its say
+            damage = Ledger.verify(self.directory).problems
+            if damage:
+                raise LedgerCorruptError(f"{self.directory}: {damage[0]}; nothing was changed: see `spannerlm verify`")
             run.ledger.settle_in_doubt(self.in_doubt)
         run.replay()
         if rows:

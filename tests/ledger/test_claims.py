@@ -4,26 +4,10 @@ import dataclasses
 
 import numpy as np
 import pytest
-from ledgers import META, PROMPTS, ask, draw, draws_of, finish, quick_folder
+from ledgers import META, PROMPTS, ask, draw, draws_of, finish
 
 from spannerlm.errors import InputError
 from spannerlm.ledger import Failed, Ledger
-
-
-@pytest.fixture(params=["memory", "disk"])
-def place(request, tmp_path):
-    if request.param == "memory":
-        yield None
-        return
-    with quick_folder(tmp_path) as folder:
-        yield folder / "run"
-
-
-@pytest.fixture
-def ledger(place):
-    with Ledger.open(place, meta=META, prompts=PROMPTS) as opened:
-        yield opened
-
 
 # --- claims ---------------------------------------------------------------------------------------------------------
 

@@ -19,21 +19,6 @@ from spannerlm.records import Drawn, DrawRequest, LabelItem, Labelled, LabelRequ
 ANY_TEXT = st.text(st.characters(codec=None, exclude_categories=()))
 
 
-@pytest.fixture(params=["memory", "disk"])
-def place(request, tmp_path):
-    if request.param == "memory":
-        yield None
-        return
-    with quick_folder(tmp_path) as folder:
-        yield folder / "run"
-
-
-@pytest.fixture
-def ledger(place):
-    with Ledger.open(place, meta=META, prompts=PROMPTS) as opened:
-        yield opened
-
-
 # --- the fold -------------------------------------------------------------------------------------------------------
 
 
