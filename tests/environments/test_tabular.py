@@ -116,6 +116,20 @@ def test_replicates_are_fresh_and_seeds_differ() -> None:
     assert build(noise_std=0.0).reward(0)(["0", "1"], ["1", "2"], replicate=[0, 4]) == [-1.0, -0.5]
 
 
+def test_comparisons_follow_the_rewards_of_one_prompt_at_the_scale() -> None:
+    """4,000 replicates of one pair per scale: the frequency is sigmoid of the reward gap, in units of the scale."""
+    env, n = build(), 4000
+    for scale in (0.5, 1.0, 4.0):
+        rater = env.comparison(3, scale)
+        wins = np.array(rater(["0"] * n, ["0"] * n, ["1"] * n, replicate=range(n)), dtype=np.float64)
+        p = 1.0 / (1.0 + np.exp(-2.0 / scale))
+        assert abs(wins.mean() - p) < 5 * np.sqrt(p * (1 - p) / n)
+        assert rater.pure
+    assert env.comparison(3) == env.comparison(3, 1.0)
+    with pytest.raises(InputError, match="scale"):
+        env.comparison(0, 0.0)
+
+
 @pytest.mark.parametrize(
     ("changes", "says"),
     [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from spannerlm.coverage import coverage_constant
 from spannerlm.errors import InputError
 from spannerlm.policy import kl_divergence, tilt
 from spannerlm.records import Draws, FloatArray
-from spannerlm.rewards import NoisyReward
+from spannerlm.rewards import NoisyComparison, NoisyReward
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,7 +65,7 @@ class TabularEnvironment:
         if not (self.noise_std >= 0.0 and np.isfinite(self.noise_std)):
             raise InputError(f"noise_std: expected a non-negative number, got {self.noise_std}")
 
-    @property
+    @cached_property
     def prompts(self) -> Sequence[str]:
         """[X] the prompts' names: their indices."""
         return [str(x) for x in range(len(self.prompt_probs))]
@@ -83,9 +84,29 @@ class TabularEnvironment:
             records.append(Draws(int(x), tuple(map(str, seen)), counts[seen], self.features[x, seen]))
         return tuple(records)
 
+    def enumerate(self, prompts: Sequence[int], limit: int) -> tuple[Draws, ...]:
+        """[m] every response of each prompt, also those of mass 0, once each: what no language model can tell.
+
+        The first ``limit`` by mass where there are more. For explorers that are told the whole response set, as a
+        standard that others are measured by. Cost: as many draws as responses.
+        """
+        records = []
+        for x in prompts:
+            rows = np.sort(np.argsort(-self.base_probs[x], kind="stable")[:limit])
+            counts = np.ones(len(rows), dtype=np.int64)
+            records.append(Draws(int(x), tuple(map(str, rows)), counts, self.features[x, rows]))
+        return tuple(records)
+
     def reward(self, seed: int) -> NoisyReward:
         """The rater: mean reward plus Gaussian noise keyed by (seed, prompt, response, replicate)."""
         return NoisyReward(self._mean_reward, self.noise_std, seed)
+
+    def comparison(self, seed: int, scale: float = 1.0) -> NoisyComparison:
+        """The rater of pairs: prefers y to y' with probability sigmoid((r*(x, y) - r*(x, y')) / scale) (THEORY 6).
+
+        ``noise_std`` has no part in it. Raises `InputError` unless the scale, in reward units, is positive.
+        """
+        return NoisyComparison(self._mean_reward, scale, seed)
 
     def _mean_reward(self, prompts: Sequence[str], completions: Sequence[str]) -> list[float]:
         return [float(self.mean_rewards[int(x), int(y)]) for x, y in zip(prompts, completions, strict=True)]

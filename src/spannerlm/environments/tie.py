@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from spannerlm.environments.parts import check_count
 from spannerlm.environments.tabular import TabularEnvironment
 
 
@@ -11,7 +12,10 @@ def tie(
     *, prompts: int = 32, responses: int = 40, dim: int = 16, noise_std: float = 0.5, seed: int = 0
 ) -> TabularEnvironment:
     """tie: random unit features, uniform pi_ref, theta random of norm 2, beta = 1, C_cov about 4."""
-    rng = np.random.default_rng([seed, 2])
+    for name, count in (("prompts", prompts), ("responses", responses), ("dim", dim)):
+        check_count(name, count)
+    check_count("seed", seed, least=0)
+    rng = np.random.default_rng([seed, 2])  # older than `generator`: published figures rest on this stream
     features = rng.standard_normal((prompts, responses, dim))
     features /= np.linalg.norm(features, axis=-1, keepdims=True)
     theta = rng.standard_normal(dim)
