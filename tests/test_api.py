@@ -9,11 +9,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+from duels import Duels
 
 import spannerlm
+from spannerlm import bundled
 from spannerlm.environments import TabularEnvironment, rare_skill, tie
 from spannerlm.errors import InputError, SpannerError
 from spannerlm.explorers import EXPLORERS, TheorySpannerSampling
+from spannerlm.ledger import Ledger
+from spannerlm.records import Labelled
 from spannerlm.run import Result
 
 THEORY = TheorySpannerSampling(c_cov=20.0, overrides={"t_span": 30, "n_span": 8, "t_exp": 400, "nu": 0.5, "bound": 5.0})
@@ -156,6 +160,15 @@ def test_a_run_directory_resumes_to_the_same_result(tmp_path: Path) -> None:
         ({"labels": 5, "beta": 0.1, "kl": 2.0}, "give one of them"),
         ({"labels": 5, "beta": -0.1}, "positive beta"),
         ({"labels": 5, "kl": -1.0}, "kl: expected a budget of at least 0"),
+        ({"labels": 5, "feedback": "duel"}, "feedback: expected 'scalar' or 'comparison', got 'duel'"),
+        ({"labels": 5, "feedback": "comparison", "compare": len}, "an environment brings its own compare"),
+        ({"labels": 5, "compare": len}, "feedback: expected 'comparison' where compare is given"),
+        ({"labels": 5, "scale": 2.0}, "feedback: expected 'comparison' where scale=2.0 is given"),
+        ({"labels": 5, "feedback": "comparison", "scale": 0.0}, "scale: expected a positive number of reward units"),
+        ({"labels": 5, "feedback": "comparison", "scale": np.inf}, "scale: expected a positive number"),
+        ({"labels": 5, "target_regret": -0.1}, "target_regret: expected a positive number of reward units, got -0.1"),
+        ({"labels": 5, "target_regret": float("nan")}, "target_regret: expected a positive number"),
+        ({"labels": 5, "explorer": "random-singles", "feedback": "comparison"}, "comparison"),
     ],
 )
 def test_bad_arguments_are_named(options: dict[str, Any], says: str) -> None:
@@ -165,8 +178,58 @@ def test_bad_arguments_are_named(options: dict[str, Any], says: str) -> None:
 
 
 def test_neither_environment_nor_model_is_an_error() -> None:
-    with pytest.raises(InputError, match="expected an environment, or prompts="):
+    with pytest.raises(InputError, match="expected an environment, or prompts=, model= and reward="):
         spannerlm.explore(labels=5)
+    with pytest.raises(InputError, match="expected an environment, or prompts=, model= and compare="):
+        spannerlm.explore(labels=5, prompts=["p"], model="m", reward=lambda completions: [], feedback="comparison")
+
+
+def test_an_environment_compares_by_its_own_rater_and_resumes(tmp_path: Path) -> None:
+    env = tie(prompts=4, responses=8, dim=3)
+    options: dict[str, Any] = {"labels": 30, "seed": 2, "feedback": "comparison", "scale": 0.5, "target_regret": 0.01}
+    result = spannerlm.explore(env, explorer=Duels(), run_dir=tmp_path / "run", **options)
+    with Ledger.open(tmp_path / "run") as ledger:
+        labels = [label for event in ledger.events() if isinstance(event, Labelled) for label in event.labels]
+        assert (ledger.meta["feedback"], ledger.meta["scale"], ledger.meta["target_regret"]) == (
+            "comparison",
+            0.5,
+            0.01,
+        )
+    rater = env.comparison(2, 0.5)
+    for label in labels:
+        x, replicate = [str(label.prompt)], [label.replicate]
+        assert [label.value] == rater(x, [label.response], [label.opponent or ""], replicate=replicate)
+    assert result.labels == len(labels) == 30
+    again = spannerlm.explore(env, explorer=Duels(), run_dir=tmp_path / "run", **options)
+    assert rows(again) == rows(result)
+    with pytest.raises(InputError, match=r"this ledger was made with scale = 0.5, now it is 2.0"):
+        spannerlm.explore(env, explorer=Duels(), run_dir=tmp_path / "run", **{**options, "scale": 2.0})
+
+
+def test_a_real_model_is_explored_by_a_comparison_function(tmp_path: Path) -> None:
+    seen: list[tuple[str, str, str, int]] = []
+
+    def shorter(prompts: Any, completions: Any, opponents: Any, level: Any) -> list[float | None]:
+        seen.extend(zip(prompts, completions, opponents, level, strict=True))
+        return [float(len(a) <= len(b)) for a, b in zip(completions, opponents, strict=True)]
+
+    pytest.importorskip("transformers")
+    task = bundled.load("helpdesk")
+    result = spannerlm.explore(
+        model=str(task.model_path),
+        prompts=task.train_prompts[:3],
+        columns={"level": [0, 1, 2]},
+        compare=shorter,
+        feedback="comparison",
+        explorer=Duels(fresh=False),
+        labels=12,
+        batch=6,
+        run_dir=tmp_path / "run",
+    )
+    assert result.labels == len(seen) <= 12
+    assert {(prompt, level) for prompt, _, _, level in seen} <= set(zip(task.train_prompts, range(3), strict=False))
+    assert len({(prompt, *sorted(pair)) for prompt, *pair, _ in seen}) == len(seen)
+    assert (tmp_path / "run" / "run.db").exists()
 
 
 def test_numpy_budgets_are_numbers() -> None:

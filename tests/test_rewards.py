@@ -9,10 +9,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scipy.special import expit
 from scipy.stats import kstest, norm
 
-from spannerlm.errors import RewardError
-from spannerlm.rewards import NoisyReward, call_reward, check_values, is_pure
+from spannerlm.errors import InputError, RewardError
+from spannerlm.rewards import NoisyComparison, NoisyReward, call_comparison, call_reward, check_values, is_pure
 
 PROMPTS, COMPLETIONS = ["a", "b", "a"], ["x", "", "z"]
 
@@ -235,3 +236,144 @@ def test_a_reward_gets_copies_and_its_arguments_by_name() -> None:
     prompts, completions = ["p", "q"], ["a", "b"]
     assert call_reward(greedy, prompts, completions, {"level": [1, 2]}) == [1.0, 1.0]
     assert (prompts, completions) == (["p", "q"], ["a", "b"])
+
+
+# --- comparisons ----------------------------------------------------------------------------------------------------
+
+OPPONENTS = ["y", "long", "z'"]
+
+
+def longer(prompts: Sequence[str], completions: Sequence[str], opponents: Sequence[str]) -> list[float]:
+    return [0.5 * (1.0 + np.sign(len(a) - len(b))) for a, b in zip(completions, opponents, strict=True)]
+
+
+def comparing(values: Any) -> Any:
+    return lambda prompts, completions, opponents: values
+
+
+def test_comparisons_are_numbers_from_0_to_1_or_none() -> None:
+    assert call_comparison(longer, PROMPTS, COMPLETIONS, OPPONENTS, {}) == [0.5, 0.0, 0.0]
+    found = call_comparison(comparing(np.array([1, 0, None])), PROMPTS, COMPLETIONS, OPPONENTS, {})
+    assert found == [1.0, 0.0, None]
+    assert [type(v) for v in found] == [float, float, type(None)]
+
+
+@pytest.mark.parametrize(
+    ("values", "says"),
+    [
+        ([1.0, 0.0], "expected 3 comparisons, one per pair, got 2: return them in the same order"),
+        (1.0, "expected a list of 3 comparisons, got float: return one number per pair"),
+        ([1.0, 1.5, 0.0], "comparison 1: expected a number from 0 to 1, got 1.5: return 1 where the completion is"),
+        ([-1, 1.0, 0.0], "comparison 0: expected a number from 0 to 1, got -1"),
+        ([1.0, 0.0, float("nan")], "comparison 2: expected a finite number, got nan"),
+        ([True, 1.0, 0.0], r"comparison 0: expected a number or None, got True \(bool\)"),
+        (["A", 1.0, 0.0], r"comparison 0: expected a number or None, got 'A' \(str\)"),
+    ],
+)
+def test_any_other_comparison_is_refused_by_name_and_kept(values: Any, says: str) -> None:
+    with pytest.raises(RewardError, match=says) as refused:
+        call_comparison(comparing(values), PROMPTS, COMPLETIONS, OPPONENTS, {})
+    assert refused.value.reply == repr(values)
+
+
+def test_a_comparison_that_raises_is_named_and_kept_as_cause() -> None:
+    def broken(prompts: Any, completions: Any, opponents: Any) -> list[float]:
+        raise KeyError("rater")
+
+    with pytest.raises(RewardError, match="the comparison function raised KeyError: 'rater'") as caught:
+        call_comparison(broken, PROMPTS, COMPLETIONS, OPPONENTS, {})
+    assert isinstance(caught.value.__cause__, KeyError)
+
+
+def test_texts_and_columns_of_a_comparison_go_where_the_signature_has_a_place() -> None:
+    seen: list[Any] = []
+
+    def every(prompts: Any, completions: Any, opponents: Any, **columns: Any) -> list[float]:
+        seen.append((prompts, completions, opponents, columns))
+        return [0.0] * 3
+
+    def by_name(*, level: Any, opponents: Any, completions: Any, prompts: Any) -> list[float]:
+        seen.append((prompts, completions, opponents, {"level": level}))
+        return [0.0] * 3
+
+    def other_names(question: Any, left: Any, right: Any, /, level: Any = None) -> list[float]:
+        seen.append((question, left, right, {"level": level}))
+        return [0.0] * 3
+
+    def third_named_otherwise(prompts: Any, completions: Any, others: Any, level: Any) -> list[float]:
+        seen.append((prompts, completions, others, {"level": level}))
+        return [0.0] * 3
+
+    def without_prompts(opponents: Any, completions: Any) -> list[float]:
+        seen.append((PROMPTS, completions, opponents, {"level": [1, 2, 3]}))
+        return [0.0] * 3
+
+    for compare in (every, by_name, other_names, third_named_otherwise, without_prompts):
+        call_comparison(compare, PROMPTS, COMPLETIONS, OPPONENTS, {"level": [1, 2, 3]})
+    assert seen == [(PROMPTS, COMPLETIONS, OPPONENTS, {"level": [1, 2, 3]})] * 5
+    assert seen[0][2] is not OPPONENTS
+
+
+def test_a_reward_function_is_not_taken_for_a_comparison() -> None:
+    def reward(prompts: Any, completions: Any, **columns: Any) -> list[float]:
+        return [1.0] * 3
+
+    for function in (reward, length):
+        with pytest.raises(RewardError, match=r"comparison function raised TypeError: .* takes 2 positional arguments"):
+            call_comparison(function, PROMPTS, COMPLETIONS, OPPONENTS, {})
+
+
+# --- a simulated rater of pairs -------------------------------------------------------------------------------------
+
+
+def duel(rater: NoisyComparison, prompt: str, response: str, opponent: str, replicate: int = 0) -> float | None:
+    return rater([prompt], [response], [opponent], replicate=[replicate])[0]
+
+
+def test_a_rater_answers_swapped_pairs_by_the_mirrored_answer_and_needs_no_company() -> None:
+    rater = NoisyComparison(length, 2.0, seed=3)
+    assert is_pure(rater)
+    responses = ["", "a", "bb", "ccc", "\ud800", "\x00", "a\x00"]
+    pairs = [(a, b, k) for a, b in itertools.permutations(responses, 2) for k in range(5)]
+    prompts, first, second, replicates = ["p"] * len(pairs), *(list(column) for column in zip(*pairs, strict=True))
+    answers = rater(prompts, first, second, replicate=replicates)
+    assert set(answers) == {0.0, 1.0}
+    swapped = rater(prompts, second, first, replicate=replicates)
+    assert all(a + b == 1.0 for a, b in zip(answers, swapped, strict=True))  # type: ignore[operator]
+    assert answers == [duel(rater, "p", *pair) for pair in pairs]
+    for other in (NoisyComparison(length, 2.0, seed=4)(prompts, first, second, replicate=replicates),
+                  rater(["q"] * len(pairs), first, second, replicate=replicates)):  # fmt: skip
+        assert answers != other
+
+
+@pytest.mark.parametrize(("gap", "scale"), [(0, 1.0), (1, 1.0), (3, 1.0), (3, 2.5), (1, 0.2), (8, 4.0)])
+def test_a_rater_prefers_as_bradley_and_terry_say(gap: int, scale: float) -> None:
+    """4,000 replicates each way: frequency within five standard errors of sigmoid(gap / scale), and of no memory."""
+    n, rater = 4000, NoisyComparison(length, scale, seed=1)
+    long, short = "b" * (gap + 1), "a"
+    for response, opponent, p in ((long, short, expit(gap / scale)), (short, long, expit(-gap / scale))):
+        wins = np.array(rater(["p"] * n, [response] * n, [opponent] * n, replicate=range(n)), dtype=np.float64)
+        error = np.sqrt(p * (1.0 - p) / n)
+        assert abs(wins.mean() - p) < 5 * error
+        for lag in (1, 2, 10):
+            left, right = wins[lag:] - p, wins[:-lag] - p
+            assert abs(np.mean(left * right)) < 5 * p * (1.0 - p) / np.sqrt(n - lag)
+
+
+def test_a_rater_hands_columns_on_and_declines_where_the_reward_does() -> None:
+    def picky(prompts: Any, completions: Any, *, level: Sequence[int]) -> list[float | None]:
+        return [None if c == "x" else float(k) for c, k in zip(completions, level, strict=True)]
+
+    rater = NoisyComparison(picky, 1e-9, seed=0)
+    found = rater(["p"] * 3, ["x", "y", "z"], ["y", "x", "w"], replicate=[0, 0, 0], level=[1, 2, 3])
+    assert found[:2] == [None, None]
+    assert found[2] in (0.0, 1.0)
+    certain = NoisyComparison(length, 1e-300, seed=0)  # whatever the scale: never NaN
+    assert duel(certain, "p", "aa", "a") == 1.0
+    assert duel(certain, "p", "a", "aa") == 0.0
+
+
+@pytest.mark.parametrize("scale", [0.0, -1.0, float("nan"), float("inf")])
+def test_a_scale_is_positive(scale: float) -> None:
+    with pytest.raises(InputError, match="scale: expected a positive number of reward units, got"):
+        NoisyComparison(length, scale, 0)

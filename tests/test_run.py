@@ -15,7 +15,7 @@ from spannerlm.errors import InDoubtError, InputError, RewardError
 from spannerlm.explorers import AdaptiveSpannerSampling, Explorer, Passive, TheorySpannerSampling
 from spannerlm.ledger import Ledger
 from spannerlm.records import DrawRequest, LabelItem, LabelRequest, Spec
-from spannerlm.run import Run, check_budget, explorer_meta, result_of
+from spannerlm.run import Run, check_budget, explorer_meta, result_of, spec_meta
 
 ENV = rare_skill(0.05, prompts=8)
 SPEC = Spec(ENV.prompt_probs, ENV.dim, labels=40, draws=5_000, batch=10, beta=ENV.beta, fresh=True)
@@ -245,3 +245,15 @@ def test_a_budget_that_is_no_positive_whole_number_is_refused(labels: Any, draws
 
 def test_explorer_settings_are_part_of_what_decides_a_run() -> None:
     assert explorer_meta(AdaptiveSpannerSampling(nu=1.5))["settings"]["nu"] == 1.5
+
+
+def test_what_came_later_is_named_only_where_it_is_not_the_default() -> None:
+    old = {"seed": 4, "labels": 40, "draws": 5_000, "batch": 10, "beta": ENV.beta, "kl": None, "fresh": True}
+    assert spec_meta(SPEC, 4) == {**old, "dim": ENV.dim}
+    changed = replace(SPEC, feedback="comparison", scale=2.0, target_regret=0.1)
+    assert spec_meta(changed, 4) == {
+        **spec_meta(SPEC, 4),
+        "feedback": "comparison",
+        "scale": 2.0,
+        "target_regret": 0.1,
+    }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,19 +18,22 @@ from spannerlm.features import feature_map
 from spannerlm.ledger import Ledger
 from spannerlm.policy import Policy
 from spannerlm.records import Info, Spec
-from spannerlm.rewards import RewardFunction
+from spannerlm.rewards import CompareFunction, RewardFunction
 from spannerlm.run import Result, Run, check_budget, explorer_meta, result_of, spec_meta
 from spannerlm.tilted import save_policy
 
 DEFAULT_KL = 2.0
 """KL budget in nats where neither beta nor kl is given."""
 
+Sources = Mapping[str, RewardFunction | CompareFunction | None]
+"""What gives labels: ``reward`` of single responses, ``compare`` of pairs."""
+
 
 def explore(
     env: TabularEnvironment | None = None,
     *,
     labels: int,
-    explorer: str | Explorer = "spanner-sampling",
+    explorer: str | Explorer = "directed",
     seed: int = 0,
     draws: int | None = None,
     batch: int = 20,
@@ -43,6 +47,10 @@ def explore(
     generation: Mapping[str, Any] | None = None,
     run_dir: Path | str | None = None,
     in_doubt: Literal["rebuy", "drop"] | None = None,
+    feedback: Literal["scalar", "comparison"] = "scalar",
+    compare: CompareFunction | None = None,
+    scale: float = 1.0,
+    target_regret: float | None = None,
 ) -> Result:
     """What exploring with ``labels`` reward labels leads to: the policy, its history and its costs.
 
@@ -51,7 +59,13 @@ def explore(
     each [X], by keyword), either ``beta`` or ``kl``, in nats, and ``generation``: options of the back end's ``load``,
     such as ``max_new_tokens``, ``stop``, ``device``.
 
-    All of ``labels`` are spent, where as many distinct responses can be drawn; ``draws=None`` means no limit on draws.
+    With ``feedback="comparison"`` a label says which of two responses is preferred (THEORY 6); one comparison is one
+    label. ``compare(prompts, completions, opponents, **columns)`` gives them, [k] numbers from 0 to 1 or None; an
+    environment brings its own. ``scale`` is s of P(y preferred to y') = sigmoid((r - r') / s), in reward units:
+    comparisons tell rewards only in units of it.
+
+    All of ``labels`` are spent, where as many distinct responses can be drawn, unless the explorer predicts a regret of
+    at most ``target_regret``, in reward units, before; ``draws=None`` means no limit on draws.
     With ``run_dir`` everything is kept there, and the same call resumes a run that was cut off. Where it was cut off
     while the reward was being asked, and the reward does not say ``pure = True``, nobody knows whether those labels
     were charged: ``in_doubt`` says whether to ask again, perhaps paying twice, or to go on without them.
@@ -65,15 +79,19 @@ def explore(
         raise InputError(f"expected a positive beta or a kl, got beta={beta} and kl={kl}: give one of them")
     if kl is not None and not kl >= 0.0:
         raise InputError(f"kl: expected a budget of at least 0 nats, got {kl}")
+    _check_feedback(feedback, compare, scale, target_regret)
     chosen = explorer_by_name(explorer)
     if env is not None:
         extra = {"prompts": prompts, "model": model, "reward": reward, "beta": beta, "kl": kl, "columns": columns}
-        unused = [name for name, value in extra.items() if value is not None]
+        unused = [name for name, value in {**extra, "compare": compare}.items() if value is not None]
         if unused:
             raise InputError(f"an environment brings its own {', '.join(unused)}: leave them out")
-        return _explore_environment(env, chosen, labels, draws, batch, seed, run_dir)
-    if prompts is None or model is None or reward is None:
-        raise InputError("expected an environment, or prompts=, model= and reward= for a real model")
+        spec = Spec(env.prompt_probs, env.dim, labels, draws, batch, beta=env.beta, fresh=True)
+        spec = replace(spec, feedback=feedback, scale=float(scale), target_regret=target_regret)
+        return _explore_environment(env, chosen, spec, seed, run_dir)
+    source, wanted = (reward, "reward") if feedback == "scalar" else (compare, "compare")
+    if prompts is None or model is None or source is None:
+        raise InputError(f"expected an environment, or prompts=, model= and {wanted}= for a real model")
     loaded = _loaded(model, dict(generation or {}))
     phi = feature_map(features, getattr(loaded, "hidden_size", None))
     oracle = ModelOracle(loaded, prompts, phi)
@@ -81,14 +99,28 @@ def explore(
     spec = Spec(
         probs, phi.dim, labels, draws, batch, beta, (DEFAULT_KL if kl is None else kl) if beta is None else None
     )
+    spec = replace(spec, feedback=feedback, scale=float(scale), target_regret=target_regret)
     local = isinstance(model, str) and Path(model).exists()
     name = str(Path(model).resolve()) if local else model if isinstance(model, str) else None
     described = None if callable(features) and not hasattr(features, "spec") else phi.spec()
     about = {"model": name, "options": dict(generation or {}), "features": described}
-    result = _drive(oracle, chosen, reward, spec, seed, columns, run_dir, lambda _: {}, about, in_doubt)
+    sources = {"reward": reward, "compare": compare}
+    result = _drive(oracle, chosen, sources, spec, seed, columns, run_dir, lambda _: {}, about, in_doubt)
     if run_dir is not None:
         save_policy(Path(run_dir), result.theta, getattr(result.policy, "beta", float("nan")), about)
     return result
+
+
+def _check_feedback(feedback: str, compare: CompareFunction | None, scale: float, target_regret: float | None) -> None:
+    """Raise `InputError` on a feedback that there is not, a number that is not positive, or what has no use."""
+    if feedback not in ("scalar", "comparison"):
+        raise InputError(f"feedback: expected 'scalar' or 'comparison', got {feedback!r}")
+    if feedback == "scalar" and (compare is not None or scale != 1.0):
+        given = "compare" if compare is not None else f"scale={scale}"
+        raise InputError(f"feedback: expected 'comparison' where {given} is given, got 'scalar': leave {given} out")
+    for name, value in (("scale", scale), ("target_regret", target_regret)):
+        if value is not None and not 0.0 < value < np.inf:
+            raise InputError(f"{name}: expected a positive number of reward units, got {value}")
 
 
 def _loaded(model: Any, options: dict[str, Any]) -> Any:
@@ -106,24 +138,25 @@ def _loaded(model: Any, options: dict[str, Any]) -> Any:
 def _explore_environment(
     env: TabularEnvironment,
     explorer: Explorer,
-    labels: int,
-    draws: int | None,
-    batch: int,
+    spec: Spec,
     seed: int,
     run_dir: Path | str | None,
 ) -> Result:
-    spec = Spec(env.prompt_probs, env.dim, labels, draws, batch, beta=env.beta, fresh=True)
-
     def regret(policy: Policy) -> Info:
         return {"regret": env.regret(policy.table(env))}
 
-    return _drive(env, explorer, env.reward(seed), spec, seed, None, run_dir, regret, {})
+    scalar = spec.feedback == "scalar"  # the one source that was asked for: no explorer falls back on the other
+    sources: Sources = {
+        "reward": env.reward(seed) if scalar else None,
+        "compare": None if scalar else env.comparison(seed, spec.scale),
+    }
+    return _drive(env, explorer, sources, spec, seed, None, run_dir, regret, {})
 
 
 def _drive(
     oracle: Any,
     explorer: Explorer,
-    reward: RewardFunction,
+    sources: Sources,
     spec: Spec,
     seed: int,
     columns: Mapping[str, Sequence[Any]] | None,
@@ -135,7 +168,8 @@ def _drive(
     folder = None if run_dir is None else Path(run_dir)
     meta = {**spec_meta(spec, seed), **explorer_meta(explorer), **about}
     with Ledger.open(folder, meta=meta, prompts=list(oracle.prompts), columns=columns) as ledger:
-        run = Run(oracle, explorer, reward, ledger, spec, seed=seed, columns=columns)
+        compare = sources["compare"]
+        run = Run(oracle, explorer, sources["reward"], ledger, spec, seed=seed, compare=compare, columns=columns)
         run.measure = measure
         if in_doubt is not None:
             ledger.settle_in_doubt(in_doubt)

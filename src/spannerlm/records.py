@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -75,6 +75,12 @@ class Spec:
     """KL budget in nats: beta is then whatever spends it."""
     fresh: bool = False
     """Whether a response may be labelled again, each time with fresh noise (exact environments)."""
+    feedback: Literal["scalar", "comparison"] = "scalar"
+    """What a label is: the reward of one response, or which of two responses of a prompt is preferred (THEORY 6)."""
+    scale: float = 1.0
+    """s of comparisons, in reward units: P(y preferred to y') = sigmoid((r - r') / s). Only theta / s is identified."""
+    target_regret: float | None = None
+    """Predicted regret at which to stop before the labels are spent, in reward units; None: spend them all."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,11 +115,16 @@ class DrawRequest:
 
 @dataclass(frozen=True)
 class LabelItem:
-    """One response to be rewarded; ``fresh`` asks for a further replicate if it has a label already."""
+    """One response to be rewarded, or to be compared with ``opponent``.
+
+    ``fresh`` asks for a further replicate if it has a label already.
+    """
 
     prompt: int
     response: str
     fresh: bool = False
+    opponent: str | None = None
+    """The other response of a comparison; None for a reward."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -142,12 +153,15 @@ class Label:
     prompt: int
     response: str
     value: float | None
+    """The reward; of a comparison 1 where ``response`` is preferred, 0 where ``opponent`` is, .5 for a tie."""
     replicate: int = 0
     """0 for the first label of this response, 1 for the next fresh one, and so on."""
     status: str = "label"
     """``label``, ``skip`` (the source declined) or ``failed`` (the source broke, retries used up)."""
     charged: bool = True
     """False where an earlier label was reused."""
+    opponent: str | None = None
+    """The other response of a comparison; None for a reward."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -170,7 +184,7 @@ class Labelled:
     labels: tuple[Label, ...]
     """[k] in the order of the request's items."""
     features: FloatArray
-    """[k, d] phi(x, y) of each labelled response."""
+    """[k, d] phi(x, y) of each labelled response; of a comparison the relative feature phi(x, y) - phi(x, y')."""
     info: Info = field(default_factory=dict)
 
 

@@ -1,7 +1,9 @@
-"""Reward functions, and the noise of simulated ones.
+"""Reward functions and comparison functions, and the noise of simulated ones.
 
 A reward function has the signature that TRL users know, ``reward(prompts, completions, **columns) -> list``, with
-one finite number or None per completion. None means that there is no label: recorded as a skip, never a reward.
+one finite number or None per completion. A comparison function, ``compare(prompts, completions, opponents, **columns)
+-> list``, has one number from 0 to 1 or None per pair: 1 where the completion is preferred, 0 where its opponent is, .5
+for a tie. None means that there is no label: recorded as a skip, never a reward.
 """
 
 from __future__ import annotations
@@ -12,14 +14,15 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from decimal import Decimal
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
-from scipy.special import ndtri
+from scipy.special import expit, ndtri
 
-from spannerlm.errors import RewardError
+from spannerlm.errors import InputError, RewardError
 
 RewardFunction = Callable[..., Sequence[float | None]]
+CompareFunction = Callable[..., Sequence[float | None]]
 
 
 @dataclass(frozen=True)
@@ -47,17 +50,64 @@ class NoisyReward:
         return [None if m is None else m + e for m, e in zip(means, noise, strict=True)]
 
 
+@dataclass(frozen=True)
+class NoisyComparison:
+    """A simulated rater of pairs: prefers y to y' with probability sigmoid((r(y) - r(y')) / scale) (THEORY 6).
+
+    Replicate k of a pair is a function of (seed, prompt, unordered pair, k): swapped responses get the mirrored
+    answer, a purchase that is run again the same one. Raises `InputError` unless the scale is positive and finite.
+    """
+
+    mean: RewardFunction
+    """The noiseless reward function r."""
+    scale: float
+    """s, in reward units."""
+    seed: int
+    pure: bool = True
+
+    def __post_init__(self) -> None:
+        if not (self.scale > 0.0 and math.isfinite(self.scale)):
+            raise InputError(f"scale: expected a positive number of reward units, got {self.scale}")
+
+    def __call__(
+        self,
+        prompts: Sequence[str],
+        completions: Sequence[str],
+        opponents: Sequence[str],
+        *,
+        replicate: Sequence[int],
+        **columns: Any,
+    ) -> list[float | None]:
+        """[k] 1.0 where the completion is preferred, else 0.0; None where either of the two has no reward."""
+        twice = {name: [*column, *column] for name, column in columns.items()}
+        means = call_reward(self.mean, [*prompts, *prompts], [*completions, *opponents], twice)
+        keys = zip(prompts, completions, opponents, replicate, strict=True)
+        pairs = zip(keys, means[: len(prompts)], means[len(prompts) :], strict=True)
+        return [None if a is None or b is None else self._prefers(key, a, b) for key, a, b in pairs]
+
+    def _prefers(self, key: tuple[str, str, str, int], reward: float, other: float) -> float:
+        prompt, completion, opponent, replicate = key
+        first, second = sorted((completion, opponent))
+        gap = (reward - other) / self.scale if completion == first else (other - reward) / self.scale
+        first_wins = _uniform(str(self.seed), prompt, first, second, str(replicate)) < expit(gap)
+        return float(first_wins == (completion == first))
+
+
 def _normal(seed: int, prompt: str, response: str, replicate: int) -> float:
     """One standard normal number determined by its arguments."""
-    parts = (str(seed), prompt, response, str(replicate))
+    return float(ndtri(_uniform(str(seed), prompt, response, str(replicate))))
+
+
+def _uniform(*parts: str) -> float:
+    """One number in (0, 1) determined by its arguments."""
     # No text holds a byte FF: a NUL within a part can not be taken for the NUL between two.
     data = b"\x00".join(p.encode("utf-8", "surrogatepass").replace(b"\x00", b"\x00\xff") for p in parts)
     bits = int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "big") >> 12  # 52 bits: + 0.5 is exact
-    return float(ndtri((bits + 0.5) / 2.0**52))
+    return (bits + 0.5) / 2.0**52
 
 
-def is_pure(reward: RewardFunction) -> bool:
-    """Whether the reward may be run again at no cost: it declares ``pure = True``."""
+def is_pure(reward: RewardFunction | CompareFunction) -> bool:
+    """Whether the function may be run again at no cost: it declares ``pure = True``."""
     return bool(getattr(reward, "pure", False))
 
 
@@ -70,53 +120,78 @@ def call_reward(
     Cost: k labels, charged by whoever calls. Raises `RewardError` where the function raises, or returns a wrong
     length, a bool, a string, NaN or an infinity; the offending entry is named, and ``reply`` holds all that came.
     """
-    expected = len(completions)
-    positional, named = _arguments(reward, list(prompts), list(completions), columns)
+    texts = {"prompts": list(prompts), "completions": list(completions)}
+    return _call(reward, "reward", texts, columns)
+
+
+def call_comparison(
+    compare: CompareFunction,
+    prompts: Sequence[str],
+    completions: Sequence[str],
+    opponents: Sequence[str],
+    columns: Mapping[str, Sequence[Any]],
+) -> list[float | None]:
+    """[k] checked comparisons: a number from 0 to 1 or None per pair; 1 where the completion is preferred.
+
+    Arguments, cost and errors are those of `call_reward`; a number outside [0, 1] is an error too. The function must
+    take ``opponents`` by this name or as its third argument: a reward function is not mistaken for a comparison.
+    """
+    texts = {"prompts": list(prompts), "completions": list(completions), "opponents": list(opponents)}
+    return _call(compare, "comparison", texts, columns)
+
+
+Kind = Literal["reward", "comparison"]
+
+
+def _call(
+    function: Callable[..., Any], kind: Kind, texts: dict[str, list[str]], columns: Mapping[str, Sequence[Any]]
+) -> list[float | None]:
+    expected = len(texts["completions"])  # before the function has had its hands on the list
+    positional, named = _arguments(function, texts, columns)
     try:
-        values = reward(*positional, **named)
+        values = function(*positional, **named)
         values = list(values) if isinstance(values, Iterator) else values
     except (Exception, SystemExit) as error:  # a reward that calls sys.exit() must not end the run as if all were well
-        raise RewardError(f"the reward function raised {type(error).__name__}: {error}") from error
+        raise RewardError(f"the {kind} function raised {type(error).__name__}: {error}") from error
     try:
-        return check_values(values, expected)
+        return check_values(values, expected, kind)
     except RewardError as error:
         error.reply = repr(values)
         raise
 
 
 def _arguments(
-    reward: RewardFunction, prompts: list[str], completions: list[str], columns: Mapping[str, Sequence[Any]]
+    function: Callable[..., Any], texts: dict[str, list[str]], columns: Mapping[str, Sequence[Any]]
 ) -> tuple[tuple[list[str], ...], dict[str, list[Any]]]:
     """Positional and named arguments that the function has a place for, each a copy of its own.
 
-    By name, as TRL calls it; prompts and completions by position where the function gives them other names.
+    By name, as TRL calls it; the texts by position where the function gives completions or opponents other names.
     """
-    parameters = inspect.signature(reward).parameters
+    parameters = inspect.signature(function).parameters
     open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     named = {name: list(column) for name, column in columns.items() if open_ended or name in parameters}
-    completion = parameters.get("completions")
-    if completion is None or completion.kind is completion.POSITIONAL_ONLY:
-        return (prompts, completions), named
-    if open_ended or "prompts" in parameters:
-        named["prompts"] = prompts
-    return (), {**named, "completions": completions}
+    places = [parameters.get(name) for name in texts if name != "prompts"]
+    if any(place is None or place.kind is place.POSITIONAL_ONLY for place in places):
+        return tuple(texts.values()), named
+    return (), {**named, **{name: text for name, text in texts.items() if open_ended or name in parameters}}
 
 
-def check_values(values: Any, expected: int) -> list[float | None]:
+def check_values(values: Any, expected: int, kind: Kind = "reward") -> list[float | None]:
     """The values as floats or None; `RewardError` names the first that is neither, or a wrong length."""
+    per = "completion" if kind == "reward" else "pair"
     ordered = not isinstance(values, (str, bytes, Mapping, Set)) and getattr(values, "shape", None) != ()
     if not ordered or not hasattr(values, "__len__") or not hasattr(values, "__iter__"):
         raise RewardError(
-            f"expected a list of {expected} rewards, got {type(values).__name__}: return one number per completion"
+            f"expected a list of {expected} {kind}s, got {type(values).__name__}: return one number per {per}"
         )
     if len(values) != expected:
         raise RewardError(
-            f"expected {expected} rewards, one per completion, got {len(values)}: return them in the same order"
+            f"expected {expected} {kind}s, one per {per}, got {len(values)}: return them in the same order"
         )
-    return [_check_value(i, value) for i, value in enumerate(values)]
+    return [_check_value(i, value, kind) for i, value in enumerate(values)]
 
 
-def _check_value(index: int, value: Any) -> float | None:
+def _check_value(index: int, value: Any, kind: Kind) -> float | None:
     if value is None:
         return None
     if getattr(value, "shape", None) == () and hasattr(value, "item"):  # a tensor or array of one number
@@ -125,7 +200,7 @@ def _check_value(index: int, value: Any) -> float | None:
         value = float(value)
     if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
         raise RewardError(
-            f"reward {index}: expected a number or None, got {value!r} ({type(value).__name__}): "
+            f"{kind} {index}: expected a number or None, got {value!r} ({type(value).__name__}): "
             "return a float, or None for no label"
         )
     try:
@@ -133,5 +208,10 @@ def _check_value(index: int, value: Any) -> float | None:
     except OverflowError:  # an int beyond the largest float
         number = math.inf
     if not math.isfinite(number):
-        raise RewardError(f"reward {index}: expected a finite number, got {number}: return None for no label")
+        raise RewardError(f"{kind} {index}: expected a finite number, got {number}: return None for no label")
+    if kind == "comparison" and not 0.0 <= number <= 1.0:
+        raise RewardError(
+            f"comparison {index}: expected a number from 0 to 1, got {number:g}: return 1 where the completion is "
+            "preferred, 0 where its opponent is, .5 for a tie"
+        )
     return number

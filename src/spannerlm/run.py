@@ -17,7 +17,7 @@ import numpy as np
 
 from spannerlm.errors import InDoubtError, InputError, RewardError
 from spannerlm.explorers import Explorer
-from spannerlm.ledger import Counts, Ledger
+from spannerlm.ledger import Claim, Counts, Ledger
 from spannerlm.oracle import SamplingOracle
 from spannerlm.policy import Policy, TruncatedSoftmaxPolicy
 from spannerlm.records import (
@@ -35,7 +35,7 @@ from spannerlm.records import (
     StopRequest,
     Tilt,
 )
-from spannerlm.rewards import RewardFunction, call_reward, is_pure
+from spannerlm.rewards import CompareFunction, RewardFunction, call_comparison, call_reward, is_pure
 from spannerlm.samplers import Accepted, softmax_sampler
 
 Measure = Callable[[Policy], Info]
@@ -86,21 +86,26 @@ class Stopwatch:
 
 
 class Run:
-    """One explorer at work on one oracle, reward and ledger."""
+    """One explorer at work on one oracle, reward and ledger.
+
+    ``reward`` gives the labels of single responses, ``compare`` those of pairs; None where the run has no such source.
+    """
 
     def __init__(
         self,
         oracle: SamplingOracle,
         explorer: Explorer,
-        reward: RewardFunction,
+        reward: RewardFunction | None,
         ledger: Ledger,
         spec: Spec,
         *,
         seed: int,
+        compare: CompareFunction | None = None,
         columns: Mapping[str, Sequence[Any]] | None = None,
         observe: Callable[[Run], None] = lambda _: None,
     ) -> None:
-        self.oracle, self.explorer, self.reward, self.ledger = oracle, explorer, reward, ledger
+        self.oracle, self.explorer, self.ledger = oracle, explorer, ledger
+        self.reward, self.compare = reward, compare
         self.spec, self.seed, self.columns, self.observe = spec, seed, dict(columns or {}), observe
         self.measure: Measure = lambda _: {}
         self.stopwatch = Stopwatch()
@@ -187,7 +192,7 @@ class Run:
             elif isinstance(event, Labelled):
                 self.evaluation_labels = event
             return
-        if isinstance(event, Drawn) and not event.exhausted:
+        if isinstance(event, Drawn) and not event.exhausted and not event.info.get("enumerate"):
             self.exploration_draws += event.draws
         if isinstance(event, Labelled):
             self.labels_seen += [(a, phi) for a, phi in zip(event.labels, event.features, strict=True) if a.charged]
@@ -213,6 +218,9 @@ class Run:
     def _draw(self, k: int, request: DrawRequest) -> Drawn:
         rng = np.random.default_rng([self.seed, k, 1])
         with self.stopwatch.part("generation"):
+            if request.info.get("enumerate"):
+                draws = self._enumerate(request)
+                return Drawn(draws, sum(len(record.responses) for record in draws), info=request.info)
             if request.tilt is None:
                 draws = self.oracle.draw(request.prompts, request.n, rng=rng)
                 return Drawn(draws, request.n * len(request.prompts), info=request.info)
@@ -222,6 +230,17 @@ class Run:
             for x, a in zip(request.prompts, accepted, strict=True)
         )
         return Drawn(draws, sum(a.spent for a in accepted), tuple(a.exhausted for a in accepted), request.info)
+
+    def _enumerate(self, request: DrawRequest) -> tuple[Draws, ...]:
+        """[m] every response of each prompt, at most ``n``; `InputError` where the oracle cannot list them."""
+        listing = getattr(self.oracle, "enumerate", None)
+        if listing is None:
+            raise InputError(
+                f"explorer: {self.explorer.name} needs an environment that can list its responses, got "
+                f"{type(self.oracle).__name__}: choose another explorer, or an exact environment"
+            )
+        found: tuple[Draws, ...] = listing(request.prompts, request.n)
+        return found
 
     def _accept(self, prompt: int, tilt: Tilt, row: int, rng: np.random.Generator) -> Accepted:
         policy = TruncatedSoftmaxPolicy(tilt.theta, tilt.beta, tilt.root, tilt.nu)
@@ -235,32 +254,57 @@ class Run:
 
     def _label(self, k: int, request: LabelRequest) -> Labelled:
         """Claim, buy, settle: every label is on disk before the explorer hears of it."""
+        for item in request.items:
+            self._source(item)  # before the first claim: what cannot be bought is never in doubt
         with self.stopwatch.part("ledger"):
             claims = self.ledger.claim(k)
         todo = [claim for claim in claims if claim.to_buy]
-        doubtful = sum(claim.in_doubt for claim in todo)
-        if doubtful and not is_pure(self.reward):
+        doubtful = sum(claim.in_doubt and not is_pure(self._source(claim)) for claim in todo)
+        if doubtful:
             raise InDoubtError(
                 f"{doubtful} labels were asked for and never answered: they may have been charged. Say what becomes of "
                 "them: resume with --in-doubt rebuy (ask again, perhaps paying twice) or drop (go on without them); in "
                 "Python, explore(..., in_doubt=...)"
             )
-        if todo:
-            values = self._buy(todo)
-            with self.stopwatch.part("ledger"):
-                self.ledger.reply(todo, values)
-        rows = [self._rows[item.prompt, item.response] for item in request.items]
+        for paired in (False, True):
+            alike = [claim for claim in todo if (claim.opponent is not None) == paired]
+            if alike:
+                values = self._buy(alike)
+                with self.stopwatch.part("ledger"):
+                    self.ledger.reply(alike, values)
+        rows = [self._phi(item) for item in request.items]
         features = np.array(rows, dtype=np.float64).reshape(len(rows), self.spec.dim)
         with self.stopwatch.part("ledger"):
             return self.ledger.labelled(k, Labelled(self.ledger.labels(k), features, request.info))
 
-    def _buy(self, claims: Sequence[Any]) -> list[float | None]:
+    def _source(self, asked: LabelItem | Claim) -> RewardFunction | CompareFunction:
+        """What gives the label of one item; `InputError` where the run has nothing of its kind."""
+        source = self.reward if asked.opponent is None else self.compare
+        if source is None:
+            name, kind = ("reward", "rewards") if asked.opponent is None else ("compare", "comparisons")
+            raise InputError(
+                f"{name}: expected a source of {kind}, for which explorer {self.explorer.name!r} asks where feedback "
+                f"is {self.spec.feedback!r}, got None: give {name}=, or choose another explorer or feedback"
+            )
+        return source
+
+    def _phi(self, item: LabelItem) -> FloatArray:
+        """[d] the feature that a label is regressed on: relative where it is a comparison."""
+        phi = self._rows[item.prompt, item.response]
+        return phi if item.opponent is None else phi - self._rows[item.prompt, item.opponent]
+
+    def _buy(self, claims: Sequence[Claim]) -> list[float | None]:
+        """Labels of claims of one kind, in their order."""
         prompts = [self.oracle.prompts[c.prompt] for c in claims]
         columns = {name: [values[c.prompt] for c in claims] for name, values in self.columns.items()}
         columns["replicate"] = [c.replicate for c in claims]
         with self.stopwatch.part("reward"):
+            source, responses = self._source(claims[0]), [c.response for c in claims]
+            opponents = [c.opponent for c in claims if c.opponent is not None]
             try:
-                return call_reward(self.reward, prompts, [c.response for c in claims], columns)
+                if opponents:
+                    return call_comparison(source, prompts, responses, opponents, columns)
+                return call_reward(source, prompts, responses, columns)
             except RewardError as error:
                 self.ledger.reject(claims, error.reply.encode("utf-8", "surrogatepass"), str(error))
                 raise
@@ -291,9 +335,14 @@ def explorer_meta(explorer: Explorer) -> dict[str, Any]:
 
 
 def spec_meta(spec: Spec, seed: int) -> dict[str, Any]:
-    """Budgets and seed of a run, as a ledger keeps them."""
-    budgets = {name: getattr(spec, name) for name in ("labels", "draws", "batch", "beta", "kl", "fresh", "dim")}
-    return {"seed": seed, **budgets}
+    """Budgets and seed of a run, as a ledger keeps them.
+
+    What came later is named only where it is not the default, so that runs begun before it are still resumed.
+    """
+    names = ["labels", "draws", "batch", "beta", "kl", "fresh", "dim"]
+    later = ("feedback", "scale", "target_regret")
+    names += [name for name in later if getattr(spec, name) != getattr(Spec, name)]
+    return {"seed": seed, **{name: getattr(spec, name) for name in names}}
 
 
 def check_budget(labels: int, draws: int | None, batch: int) -> None:

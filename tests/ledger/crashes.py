@@ -11,6 +11,7 @@ import resource
 import signal
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +31,8 @@ def decide(k, rng):
         return DrawRequest((0, 1), 400 if k == 1 else 4, info=info), "explore"
     if k in (2, 4, 5):
         items = [LabelItem(int(rng.integers(2)), f"r{rng.integers(3)}", bool(rng.integers(2))) for _ in range(8)]
+        if k == 4:  # every other one a comparison
+            items[::2] = [replace(item, opponent=f"r{(int(item.response[1:]) + 1) % 3}") for item in items[::2]]
         return LabelRequest(tuple(items), info), "evaluate" if k == 5 else "explore"
     return StopRequest("done", info), "explore"
 

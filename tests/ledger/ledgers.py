@@ -26,7 +26,7 @@ def quick_folder(otherwise):
 
 
 def ask(ledger, *items, purpose="explore", **how):
-    """Open a label request for (prompt, response[, fresh]) items and return its claims."""
+    """Open a label request for (prompt, response[, fresh[, opponent]]) items and return its claims."""
     k = ledger.next_request
     ledger.request(k, LabelRequest(tuple(LabelItem(*item) for item in items)), purpose=purpose)
     return ledger.claim(k, **how)
@@ -79,5 +79,11 @@ def a_little_of_everything(ledger):
     events.append(ledger.labelled(2, Labelled(ledger.labels(2), np.random.default_rng(1).normal(size=(4, 3)))))
     ledger.request(3, LabelRequest((LabelItem(0, "held out"),)), purpose="evaluate")
     finish(ledger, ledger.claim(3))
-    events.append(ledger.request(4, StopRequest("certified", {"width": 0.1})))
+    pairs = [LabelItem(1, "r0", False, "\ud800"), LabelItem(1, "\ud800", False, "r0"), LabelItem(1, "r0")]
+    pairs += [LabelItem(1, "r0", True, "\ud800"), LabelItem(1, "", False, "r0")]
+    events.append(ledger.request(4, LabelRequest(tuple(pairs))))
+    claims = [claim for claim in ledger.claim(4) if claim.to_buy]
+    ledger.reply(claims, [0.0, -2.5, 0.5, None])
+    events.append(ledger.labelled(4, Labelled(ledger.labels(4), np.random.default_rng(2).normal(size=(5, 3)))))
+    events.append(ledger.request(5, StopRequest("certified", {"width": 0.1})))
     return events

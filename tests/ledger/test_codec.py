@@ -142,7 +142,7 @@ REQUESTS = [
         Tilt(np.array([0.1, 2.0]), 0.2, np.ones((2, 2)), np.array([[1.0, 0.1], [0.0, 2.0]]), 0.3, 4.0, 0.05),
         {},
     ),
-    LabelRequest((LabelItem(0, "\ud800"), LabelItem(5, "", True)), {"theta": [0.1]}),
+    LabelRequest((LabelItem(0, "\ud800"), LabelItem(5, "", True), LabelItem(1, "", True, "\ud800")), {"theta": [0.1]}),
     StopRequest("certified", {"width": float("inf")}),
 ]
 
@@ -161,10 +161,30 @@ def test_every_field_of_the_records_is_tried_above():
             DrawRequest: {"prompts", "n", "tilt", "info"},
             Tilt: {"theta", "beta", "anchors", "root", "nu", "bound", "delta"},
             LabelRequest: {"items", "info"},
-            LabelItem: {"prompt", "response", "fresh"},
+            LabelItem: {"prompt", "response", "fresh", "opponent"},
             StopRequest: {"reason", "info"},
         }[kind]
         assert {field.name for field in dataclasses.fields(kind)} == known
+
+
+def test_a_reward_is_written_as_before_there_were_comparisons_and_a_comparison_behind_it():
+    items = (LabelItem(0, "a"), LabelItem(5, "", True), LabelItem(0, "a", False, "b"))
+    body, _ = codec.request_parts(LabelRequest(items))
+    assert codec.canonical(body["items"]) == b'[[0,"a",false],[5,"",true],[0,"a",false,"b"]]'
+    assert codec.items_from(body) == items
+
+
+@pytest.mark.parametrize(
+    ("item", "says"),
+    [
+        (LabelItem(0, "a", False, "a"), r"items\[1\]: expected two responses to compare, got the same one twice"),
+        (LabelItem(0, "a", False, b"b"), r"items\[1\].opponent: expected text, got bytes"),
+        (LabelItem(0, "a", False, "b" * (codec.TEXT_LIMIT + 1)), r"items\[1\].opponent: .* limit"),
+    ],
+)
+def test_an_opponent_is_another_text(item, says):
+    with pytest.raises(InputError, match=says):
+        codec.request_parts(LabelRequest((LabelItem(0, "a", False, "b"), item)))
 
 
 def test_a_tilt_of_the_wrong_shape_is_refused():

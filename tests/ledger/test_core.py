@@ -40,7 +40,7 @@ def test_a_reopened_ledger_gives_the_same_events_counts_and_export(tmp_path):
         assert tell_all(ledger.stopped) == tell_all(stopped)
         assert ledger.meta == META
         assert ledger.prompts == tuple(PROMPTS)
-        assert ledger.next_request == 5
+        assert ledger.next_request == 6
 
 
 def test_memory_and_disk_export_the_same_lines(tmp_path):

@@ -10,10 +10,26 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
+from spannerlm.ledger.codec import items_from
 from spannerlm.records import Label, LabelItem
 
 PURPOSES = ("explore", "evaluate")
 """What a request is for; the two are counted in columns of their own."""
+
+Slot = tuple[bytes, tuple[str, ...], str]
+"""What replicates are numbered within: the prompt's identity, one response or an unordered pair, the rater."""
+
+
+def slot_of(identity: bytes, item: LabelItem, rater: str) -> Slot:
+    """Return the slot of an item: comparisons of the same two responses share theirs, whichever comes first."""
+    if item.opponent is None:
+        return identity, (item.response,), rater
+    return identity, tuple(sorted((item.response, item.opponent))), rater
+
+
+def mirrored(value: float | None) -> float | None:
+    """Return the value of a comparison with its two responses swapped."""
+    return None if value is None else 1.0 - value
 
 
 @dataclass(frozen=True)
@@ -64,6 +80,8 @@ class Purchase:
     value: float | None = None
     reason: str = ""
     charged: bool = True
+    opponent: str | None = None
+    """The other response of a comparison: ``value`` is 1 where ``response`` was preferred to it."""
     again: bool = False
     """Whether it may be sent again although it is in doubt (``settle_in_doubt("rebuy")``)."""
     attempts: int = 0
@@ -99,8 +117,8 @@ class Books:
     """The last label request: by position, the claim that answers it."""
     purchases: dict[str, Purchase] = field(default_factory=dict)
     """Every claim by its key, in order."""
-    replicates: dict[tuple[bytes, str, str], list[Purchase]] = field(default_factory=dict)
-    """Claims of one prompt, response and rater, in order of replicate."""
+    replicates: dict[Slot, list[Purchase]] = field(default_factory=dict)
+    """Claims of one prompt, rater, and response or pair, in order of replicate."""
     unanswered: dict[str, Purchase] = field(default_factory=dict)
     stopped: int | None = None
     """Sequence number of the last stop request."""
@@ -136,10 +154,11 @@ class Books:
         return Label(
             prompt=item.prompt,
             response=item.response,
-            value=bought.value,
+            value=bought.value if item.response == bought.response else mirrored(bought.value),
             replicate=bought.replicate,
             status=bought.status or "",
             charged=bought.charged and self.buys(position),
+            opponent=item.opponent,
         )
 
     def buys(self, position: int) -> bool:
@@ -164,7 +183,7 @@ class Books:
             return
         self.current, self.current_row, self.asks = k, seq, body["type"]
         if body["type"] == "label":
-            self.items = tuple(LabelItem(x, text, fresh) for x, text, fresh in body["items"])
+            self.items = items_from(body)
 
     def _claim(self, k: int, body: dict[str, Any]) -> None:
         rater, purpose = body["rater"], self.purposes[k]
@@ -173,8 +192,9 @@ class Books:
             if bought is None:
                 item = self.items[position]
                 bought = Purchase(key, k, position, item.prompt, item.response, rater, replicate, purpose)
+                bought.opponent = item.opponent
                 self.purchases[key] = self.unanswered[key] = bought
-                self.replicates.setdefault((self.identities[item.prompt], item.response, rater), []).append(bought)
+                self.replicates.setdefault(slot_of(self.identities[item.prompt], item, rater), []).append(bought)
             else:
                 self.tally["reused"] += 1
             self.lines[position] = bought

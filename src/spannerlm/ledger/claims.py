@@ -12,7 +12,7 @@ from numbers import Real
 from typing import Any
 
 from spannerlm.errors import InputError
-from spannerlm.ledger.books import Books
+from spannerlm.ledger.books import Books, Purchase, Slot, mirrored, slot_of
 from spannerlm.ledger.codec import Json, canonical, check_text, text_bytes
 from spannerlm.records import Label
 
@@ -31,7 +31,7 @@ class Claim:
     """What buys, or has bought, the label of one item of a request."""
 
     key: str
-    """Hex sha256 of prompt, response, rater and replicate: the idempotency key."""
+    """Hex sha256 of prompt, response or unordered pair, rater and replicate: the idempotency key."""
     request: int
     """Number k of the request that the item is of."""
     position: int
@@ -50,6 +50,8 @@ class Claim:
     """Failed attempts so far (``Ledger.attempt``)."""
     not_before: float
     """Clock time before which it should not be tried again."""
+    opponent: str | None = None
+    """The other response, where ``response`` is to be compared with it; None where it is to be rewarded."""
 
     @property
     def to_buy(self) -> bool:
@@ -59,11 +61,10 @@ class Claim:
 
 def plan(books: Books, at: Sequence[int], rater: str) -> Json:
     """Return the row of claims for these positions of the current request: which key answers each."""
-    planned: Counter[tuple[bytes, str, str]] = Counter()
+    planned: Counter[Slot] = Counter()
     keys, replicates = [], []
     for item in (books.items[i] for i in at):
-        identity = books.identities[item.prompt]
-        slot = (identity, item.response, rater)
+        slot = slot_of(books.identities[item.prompt], item, rater)
         known = books.replicates.get(slot, ())
         number = len(known) + planned[slot]
         if item.fresh or not number:
@@ -71,7 +72,7 @@ def plan(books: Books, at: Sequence[int], rater: str) -> Json:
         else:  # the first with a value, if any has one
             number = next((bought.replicate for bought in known if bought.status == "label"), 0)
         replicates.append(number)
-        keys.append(_key(identity, item.response, rater, number))
+        keys.append(_key(slot, number))
     return {"rater": rater, "at": list(at), "keys": keys, "replicates": replicates}
 
 
@@ -92,6 +93,7 @@ def claim_of(books: Books, position: int, *, doubt: bool) -> Claim:
         duplicate=not books.buys(position),
         attempts=bought.attempts,
         not_before=bought.not_before,
+        opponent=item.opponent,
     )
 
 
@@ -108,14 +110,31 @@ def identities_of(prompts: Sequence[str], columns: Mapping[str, Sequence[Any]]) 
     return digests
 
 
-def _key(identity: bytes, response: str, rater: str, replicate: int) -> str:
-    """Return the hex idempotency key of one purchase; lengths in front keep the parts apart."""
-    name = text_bytes(rater)
-    return hashlib.sha256(identity + f"{len(name)} {replicate} ".encode() + name + text_bytes(response)).hexdigest()
+def _key(slot: Slot, replicate: int) -> str:
+    """Return the hex idempotency key of one purchase; lengths in front keep the parts apart.
+
+    That of a pair has a word before them where that of a single response has a digit.
+    """
+    identity, responses, rater = slot
+    name, *texts = (text_bytes(text) for text in (rater, *responses))
+    sizes = f"{len(name)} {replicate} " if len(texts) == 1 else f"pair {len(name)} {len(texts[0])} {replicate} "
+    return hashlib.sha256(b"".join([identity, sizes.encode(), name, *texts])).hexdigest()
 
 
-def plain_reply(value: object, number: int) -> float | Json | None:
-    """Return a reply as it is stored; InputError names the entry unless it is a finite number, None or Failed."""
+def stored_reply(claim: Claim, bought: Purchase, value: object, number: int) -> float | Json | None:
+    """Return a reply as it is stored; InputError names the entry unless it is a finite number, None or Failed.
+
+    A comparison's is in [0, 1], 1 where the claim's response is preferred, and stored as of what was bought first.
+    """
+    plain = _plain_reply(value, number)
+    if claim.opponent is None or not isinstance(plain, float):
+        return plain
+    if not 0.0 <= plain <= 1.0:
+        raise InputError(f"values[{number}]: expected a comparison in [0, 1], None (skip) or Failed, got {value!r:.80}")
+    return plain if claim.response == bought.response else mirrored(plain)
+
+
+def _plain_reply(value: object, number: int) -> float | Json | None:
     if value is None:
         return None
     if isinstance(value, Failed):

@@ -174,13 +174,31 @@ def request_parts(request: Request) -> tuple[Json, tuple[FloatArray, ...]]:
     if isinstance(request, StopRequest):
         return {"type": "stop", "reason": request.reason, "info": info}, ()
     if isinstance(request, LabelRequest):
-        items = [[int(item.prompt), item.response, bool(item.fresh)] for item in request.items]
-        for number, item in enumerate(request.items):
-            check_text(item.response, f"items[{number}].response")
+        items = [_item_parts(item, number) for number, item in enumerate(request.items)]
         return {"type": "label", "items": items, "info": info}, ()
     prompts = [int(prompt) for prompt in request.prompts]
     scalars, arrays = (None, ()) if request.tilt is None else _tilt_parts(request.tilt, len(prompts))
     return {"type": "draw", "prompts": prompts, "n": int(request.n), "tilt": scalars, "info": info}, arrays
+
+
+def _item_parts(item: LabelItem, number: int) -> list[Any]:
+    """Return [prompt, response, fresh], and the opponent behind them where there is one.
+
+    A reward is written as it was before there were comparisons: old ledgers and new ones are told by the same reader.
+    """
+    check_text(item.response, f"items[{number}].response")
+    parts = [int(item.prompt), item.response, bool(item.fresh)]
+    if item.opponent is None:
+        return parts
+    check_text(item.opponent, f"items[{number}].opponent")
+    if item.opponent == item.response:
+        raise InputError(f"items[{number}]: expected two responses to compare, got the same one twice: leave it out")
+    return [*parts, item.opponent]
+
+
+def items_from(body: Json) -> tuple[LabelItem, ...]:
+    """Return the items of a label request as it is stored."""
+    return tuple(LabelItem(*parts) for parts in body["items"])
 
 
 def _tilt_parts(tilt: Tilt, m: int) -> tuple[Json, tuple[FloatArray, ...]]:
@@ -196,7 +214,7 @@ def request_from(body: Json, arrays: Sequence[FloatArray]) -> Request:
     if body["type"] == "stop":
         return StopRequest(body["reason"], body["info"])
     if body["type"] == "label":
-        return LabelRequest(tuple(LabelItem(x, text, fresh) for x, text, fresh in body["items"]), body["info"])
+        return LabelRequest(items_from(body), body["info"])
     request = DrawRequest(tuple(body["prompts"]), body["n"], None, body["info"])
     if body["tilt"] is None:
         return request

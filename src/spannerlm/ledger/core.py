@@ -32,7 +32,7 @@ import numpy as np
 from spannerlm.errors import InputError
 from spannerlm.ledger.backup import Verification, back_up, restore, verify
 from spannerlm.ledger.books import PURPOSES, Books, Counts, Purchase
-from spannerlm.ledger.claims import Claim, Failed, answer_of, claim_of, identities_of, plain_reply, plan
+from spannerlm.ledger.claims import Claim, Failed, answer_of, claim_of, identities_of, plan, stored_reply
 from spannerlm.ledger.codec import Json, as_float64, canonical, check_text, plain_info, request_from, request_parts
 from spannerlm.ledger.history import Entry, History
 from spannerlm.ledger.journal import DATABASE, Journal, Trace, no_trace
@@ -199,8 +199,9 @@ class Ledger:
         """Return one claim per item of label request ``k`` (or per position), committed before this returns.
 
         A response that has a label of this rater is answered by it, unless its item is ``fresh``: then it is the next
-        replicate. Equal items that are not fresh are bought once. Items that were claimed before are returned as they
-        stand. Those ``to_buy`` are then sent to the reward; if ``in_doubt``, only where sending twice is harmless.
+        replicate. So is a comparison by one of the same two responses, mirrored where they are swapped. Equal items
+        that are not fresh are bought once. Items that were claimed before are returned as they stand. Those ``to_buy``
+        are then sent to the reward, or compared; if ``in_doubt``, only where sending twice is harmless.
         """
         self._check_current(k, "label")
         items = self._books.items
@@ -220,15 +221,17 @@ class Ledger:
     def reply(self, claims: Sequence[Claim], values: Sequence[float | Failed | None]) -> None:
         """Record what was answered to these claims, all or nothing; durable when this returns.
 
-        None is a skip. The same answer twice is a no-op. Raises InputError naming the entry at fault: nothing of the
-        batch is then recorded, and its claims stay unanswered.
+        None is a skip; a comparison is in [0, 1], 1 where the claim's response is preferred. The same answer twice is
+        a no-op. Raises InputError naming the entry at fault: nothing of the batch is then recorded, and its claims
+        stay unanswered.
         """
         if len(claims) != len(values):
             raise InputError(f"expected {len(claims)} values, one per claim, got {len(values)}")
         keys: list[str] = []
         replies: list[Any] = []
         for number, (claim, value) in enumerate(zip(claims, values, strict=True)):
-            bought, plain = self._purchase(claim, number), plain_reply(value, number)
+            bought = self._purchase(claim, number)
+            plain = stored_reply(claim, bought, value, number)
             if claim.key in keys:
                 raise InputError(f"claims[{number}]: the same claim twice in one reply")
             if bought.status is None:

@@ -163,7 +163,9 @@ def _draws_line(k: int, record: Draws) -> str:
 def _label_lines(k: int, books: Books) -> Iterator[str]:
     for position, bought in sorted(books.lines.items()):
         if bought.status is not None:
-            label = vars(books.label(position))
+            label = dict(vars(books.label(position)))
+            if bought.opponent is None:
+                del label["opponent"]  # a column of comparisons alone: other runs export what they always did
             yield _line("label", k=k, key=bought.key, rater=bought.rater, reason=bought.reason, **label)
 
 
