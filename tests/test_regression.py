@@ -10,7 +10,16 @@ from scipy.optimize import minimize
 from scipy.special import gammaln
 
 from spannerlm.errors import InputError
-from spannerlm.regression import GAMMAS, PRIOR_SHAPE, PRIOR_SHARE, DifferenceStats, LabelStats, Posterior, fit_labels
+from spannerlm.regression import (
+    GAMMAS,
+    PRIOR_SHAPE,
+    PRIOR_SHARE,
+    SHRINKAGE,
+    DifferenceStats,
+    LabelStats,
+    Posterior,
+    fit_labels,
+)
 
 X, D = 7, 3
 
@@ -61,9 +70,20 @@ class Dense:
         scale = PRIOR_SHARE * np.var(y, ddof=1) + rss / 2
         self.variance = scale / shape
         self.evidence = -np.linalg.slogdet(cov)[1] / 2 - np.log(mass) / 2 + gammaln(shape) - shape * np.log(scale)
+        self.mass, self.inverse, self.z, self.transform = mass, inverse, z, transform
+        self.gamma, self.penalty, self.values, self.shape = gamma, penalty, y, shape
         if transform is not None:
             self.theta = transform.T @ self.theta
             self.covariance = transform.T @ self.covariance @ transform
+
+    def predict(self, shift: np.ndarray, prompts: int) -> tuple[float, float]:
+        """Mean and variance of the kriging predictor with a flat mean, at a new place, over new prompts' intercepts."""
+        shift = shift if self.transform is None else self.transform @ shift
+        seen = self.z @ shift / self.penalty
+        mean = self.mu + seen @ self.inverse @ (self.values - self.mu)
+        left = 1.0 - np.ones(len(seen)) @ self.inverse @ seen
+        spread = shift @ shift / self.penalty - seen @ self.inverse @ seen + left**2 / self.mass
+        return mean, (spread + self.gamma / prompts) * self.variance * self.shape / (self.shape - 1.0)
 
 
 GAMMA_GRID, LAMBDA_GRID = (0.0, 0.3, 2.0, 50.0), (0.004, 0.1, 1.0)
@@ -197,8 +217,51 @@ def test_equal_or_few_labels_give_a_finite_posterior(n: int) -> None:
     assert fit.gammas[0] == (0.0 if len(set(task.prompts)) == n else GAMMAS[1])
 
 
+@pytest.mark.parametrize("transformed", [False, True])
+@pytest.mark.parametrize(("prompts", "n"), [(1, 9), (5, 9), (2, 3)])
+def test_predictions_have_the_moments_of_the_mixture(prompts: int, n: int, transformed: bool) -> None:
+    """Against the kriging predictor with a flat mean at every grid point; the covariance is that of the mode."""
+    task, shift = Task(9, n=n), np.array([0.4, -1.0, 0.7])
+    transform = task.transform if transformed else None
+    gammas = GAMMA_GRID if len(set(task.prompts)) == n else GAMMA_GRID[1:]
+    fit = fit_labels(
+        task.stats(), task.centres, task.scale, transform=transform, gammas=GAMMA_GRID, lambdas=LAMBDA_GRID
+    )
+    grid = dense_grid(task, gammas, transform)
+    cells = [(w, cell) for ws, row in zip(fit.weights, grid, strict=True) for w, cell in zip(ws, row, strict=True)]
+    moments = [(w, *cell.predict(shift, prompts)) for w, cell in cells]
+    mean = sum(w * m for w, m, _ in moments)
+    variance = sum(w * (v + (m - mean) ** 2) for w, m, v in moments)
+    assert fit.predict(shift, prompts) == pytest.approx((mean, variance), rel=1e-7)
+    g, k = fit.mode()
+    np.testing.assert_allclose(fit.covariance(), grid[g][k].covariance, rtol=1e-7, atol=1e-12)
+    np.testing.assert_allclose(fit.precision() @ fit.covariance(), np.eye(D), atol=1e-8)
+    np.testing.assert_array_equal(fit.precision(), fit.precision().T)
+
+
+def test_the_variance_of_the_labels_is_that_of_the_sample_with_a_floor() -> None:
+    task = Task(10, n=6)
+    assert task.stats().variance() == pytest.approx(np.var(task.values, ddof=1))
+    for values, floor in (([], 1e-8), ([3.0], 9e-8), ([-20.0, -20.0], 4e-6), ([0.5, 0.5], 1e-8)):
+        rows = np.zeros(len(values), dtype=np.int64)
+        stats = LabelStats.empty(X, D).add(rows, np.zeros((len(values), D)), np.array(values))
+        assert stats.variance() == pytest.approx(floor)
+    two = LabelStats.empty(X, D).add(np.zeros(2, dtype=np.int64), np.zeros((2, D)), np.array([1.0, 2.0]))
+    assert two.variance() == pytest.approx(0.5)
+
+
+def test_precisions_beyond_the_scale_are_held_to_be_unlikely() -> None:
+    """(lambda / S)^(-SHRINKAGE / 2) beyond 1, nothing below."""
+    task, lambdas = Task(12), (0.1, 1.0, 2.0, 1000.0)
+    fit = fit_labels(task.stats(), task.centres, task.scale, gammas=GAMMA_GRID, lambdas=lambdas)
+    cells = [[Dense(task, g, task.scale * k, None).evidence for k in lambdas] for g in GAMMA_GRID[1:]]
+    logs = np.array(cells) - SHRINKAGE / 2.0 * np.log([1.0, 1.0, 2.0, 1000.0])
+    expected = np.exp(logs - logs.max())
+    np.testing.assert_allclose(fit.weights, expected / expected.sum(), rtol=1e-7, atol=1e-14)
+
+
 def test_no_label_is_an_error() -> None:
-    with pytest.raises(InputError, match="at least one label"):
+    with pytest.raises(InputError, match=r"^expected at least one label"):
         fit_labels(LabelStats.empty(X, D), np.zeros((X, D)), 1.0)
 
 
@@ -257,3 +320,6 @@ def test_tightening_the_bound_shrinks_the_solution() -> None:
     norms = [np.linalg.norm(stats.ridge(1e-3, bound)) for bound in (10.0, 1.0, 0.1, 1e-6)]
     assert all(a > b for a, b in pairwise(norms))
     np.testing.assert_array_equal(DifferenceStats.empty(3).ridge(0.5, 1.0), np.zeros(3))
+    faint = DifferenceStats.empty(1).add(np.array([[0.1]]), np.array([1.0]))
+    assert faint.ridge(0.01)[0] == pytest.approx(5.0)
+    assert faint.ridge(0.01, bound=1.0)[0] == pytest.approx(1.0)

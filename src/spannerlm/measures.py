@@ -12,6 +12,7 @@ from spannerlm.coverage import Interval
 from spannerlm.evaluation import EvaluationPool, Sampled, Tilted, mean_interval, predicted_value, sampling_plan
 from spannerlm.policy import Policy, padded
 from spannerlm.records import Draws, FloatArray, Info, LabelItem
+from spannerlm.regression import Posterior
 from spannerlm.rewards import RewardFunction, call_reward
 from spannerlm.run import Run
 
@@ -59,7 +60,9 @@ class LabelMeasure:
     def value(self, tilted: Tilted) -> Interval:
         """Posterior prediction of the mean reward."""
         posterior = self.run.explorer.learner(self.run.state).posterior
-        return UNDEFINED if posterior is None else predicted_value(posterior, self.pool, tilted)
+        if not isinstance(posterior, Posterior):  # no label yet, or comparisons only, which know no level of rewards
+            return UNDEFINED
+        return predicted_value(posterior, self.pool, tilted)
 
     def rewards(self) -> FloatArray | None:
         """None: the reward is not free."""

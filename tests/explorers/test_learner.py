@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from spannerlm.explorers.learner import PRIOR_FLOOR, PRIOR_POWER, Learner
+from spannerlm.logistic import ComparisonStats, fit_comparisons
 from spannerlm.records import Drawn, DrawRequest, Draws, Label, LabelItem, Labelled, LabelRequest, Spec, StopRequest
-from spannerlm.regression import LabelStats, fit_labels
+from spannerlm.regression import LabelStats, Posterior, fit_labels
 
 X, D = 4, 3
 
@@ -143,3 +144,52 @@ def test_folding_ten_thousand_labels_keeps_the_state_small() -> None:
         learner = learner.absorb(event)
     assert learner.stats.labels == 10_000
     assert len(learner.labelled) == X
+
+
+# --- comparisons ----------------------------------------------------------------------------------------------------
+
+
+def compared(*outcomes: float | None, start: int = 0) -> list[Label]:
+    """A comparison of "0" with "1", then of "0" with "2", and so on, of prompt 0."""
+    return [
+        Label(0, "0", v, status="skip" if v is None else "label", opponent=f"{start + i + 1}")
+        for i, v in enumerate(outcomes)
+    ]
+
+
+def test_comparisons_are_kept_apart_from_rewards_and_fitted_where_they_are_the_feedback() -> None:
+    learner = started(feedback="comparison", scale=0.5).absorb(Drawn((draws(0, 1),), 9))
+    assert learner.posterior is None
+    np.testing.assert_array_equal(learner.theta, np.zeros(D))
+    event = labelled(*compared(1.0, None, 0.0, 0.5), Label(1, "7", 3.0))
+    learner = learner.absorb(event)
+    assert learner.bought == 5
+    assert (learner.comparisons.comparisons, learner.stats.labels) == (3, 1)
+    np.testing.assert_array_equal(learner.comparisons.relative, event.features[[0, 2, 3]])
+    slow = fit_comparisons(
+        ComparisonStats().add(event.features[[0, 2, 3]], np.array([1.0, 0.0, 0.5])),
+        learner.scale,
+        scale=0.5,
+        transform=learner.transform,
+    )
+    np.testing.assert_array_equal(learner.theta, slow.mean)
+    scalar = started().absorb(Drawn((draws(0, 1),), 9)).absorb(event)
+    assert isinstance(scalar.posterior, Posterior)
+    assert scalar.stats.labels == 1
+
+
+def test_a_pair_is_settled_whichever_way_round_and_its_responses_are_not() -> None:
+    learner = started(feedback="comparison").absorb(labelled(*compared(1.0, None)))
+    learner = learner.absorb(LabelRequest((LabelItem(0, "4", opponent="3"),)))
+    for first, second in (("0", "1"), ("0", "2"), ("3", "4")):
+        assert not learner.open(0, first, second)
+        assert not learner.open(0, second, first)
+        assert learner.open(1, first, second)
+    assert learner.open(0, "1", "2")
+    assert learner.open(0, "0")
+    assert learner.labels_left == 10 - 2 - 1
+    turned = learner.absorb(labelled(Label(0, "3", 1.0, opponent="4")))
+    assert turned.pending == ()
+    again = learner.absorb(labelled(Label(0, "0", 1.0, opponent="1", charged=False)))
+    assert (again.bought, again.comparisons.comparisons) == (2, 1)
+    assert started(feedback="comparison", fresh=True).absorb(labelled(*compared(1.0))).open(0, "0", "1")

@@ -1,18 +1,19 @@
 """What every explorer shares: the labels it has, the draws' moments, and the regression on them.
 
 An explorer's own file then holds only what it decides. The learner's state is sufficient statistics: its size does
-not grow with labels or draws, beyond one count per distinct labelled response.
+not grow with labels or draws, beyond one count per distinct labelled response, and the comparisons themselves.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
 
-from spannerlm.records import Drawn, Event, FloatArray, LabelItem, Labelled, LabelRequest, Spec
+from spannerlm.logistic import ComparisonStats, LogisticPosterior, fit_comparisons
+from spannerlm.records import Drawn, Event, FloatArray, Label, LabelItem, Labelled, LabelRequest, Spec
 from spannerlm.regression import LabelStats, Posterior, fit_labels
 
 PRIOR_POWER = 0.15
@@ -49,6 +50,18 @@ class Moments:
         return 0.5 * (within + within.T) / max(degrees, 1.0)
 
 
+Asked = tuple[int, str] | tuple[int, str, str]
+"""What a label settles: a response of a prompt, or a pair of them in alphabetical order."""
+
+
+def asked(label: Label | LabelItem) -> Asked:
+    """What this label settles; a comparison settles its pair whichever way round."""
+    if label.opponent is None:
+        return label.prompt, label.response
+    first, second = sorted((label.response, label.opponent))
+    return label.prompt, first, second
+
+
 @dataclass(frozen=True, eq=False)
 class Learner:
     """Everything learned so far; `absorb` folds requests and outcomes into it."""
@@ -56,8 +69,9 @@ class Learner:
     spec: Spec
     moments: Moments
     stats: LabelStats
-    labelled: Mapping[tuple[int, str], int] = field(default_factory=dict)
-    """How many labels each response has, skips and failures included: what need not be asked again."""
+    comparisons: ComparisonStats = field(default_factory=ComparisonStats)
+    labelled: Mapping[Asked, int] = field(default_factory=dict)
+    """How many labels each response or pair has, skips and failures included: what need not be asked again."""
     pending: tuple[LabelItem, ...] = ()
     """Asked and not answered yet."""
     bought: int = 0
@@ -99,7 +113,7 @@ class Learner:
     def _absorb_draws(self, event: Drawn) -> Learner:
         moments = self.moments
         counts, sums, outer = moments.counts.copy(), moments.sums.copy(), moments.outer
-        if not event.exhausted:  # tilted draws say nothing of the base model's moments
+        if not event.exhausted and not event.info.get("enumerate"):  # others say nothing of the base model's moments
             for draws in event.draws:
                 counts[draws.prompt] += draws.counts.sum()
                 sums[draws.prompt] += draws.counts @ draws.features
@@ -107,26 +121,38 @@ class Learner:
         return replace(self, moments=Moments(counts, sums, outer), drawn=self.drawn + event.spent)
 
     def _absorb_labels(self, event: Labelled) -> Learner:
-        known = [(i, label.value) for i, label in enumerate(event.labels) if label.value is not None and label.charged]
-        rows = np.array([i for i, _ in known], dtype=np.int64)
-        prompts = np.array([event.labels[i].prompt for i in rows], dtype=np.int64)
-        stats = self.stats.add(prompts, event.features[rows], np.array([v for _, v in known])) if known else self.stats
+        known = [(i, label) for i, label in enumerate(event.labels) if label.value is not None and label.charged]
+        scalar = [(i, label) for i, label in known if label.opponent is None]
+        paired = [(i, label) for i, label in known if label.opponent is not None]
+        stats, comparisons = self.stats, self.comparisons
+        if scalar:
+            prompts = np.array([label.prompt for _, label in scalar], dtype=np.int64)
+            stats = stats.add(prompts, event.features[[i for i, _ in scalar]], _values(scalar))
+        if paired:
+            comparisons = comparisons.add(event.features[[i for i, _ in paired]], _values(paired))
         labelled, pending = dict(self.labelled), list(self.pending)
         for label in event.labels:
-            key = (label.prompt, label.response)
+            key = asked(label)
             labelled[key] = labelled.get(key, 0) + 1
-            matches = [item for item in pending if (item.prompt, item.response) == key]
+            matches = [item for item in pending if asked(item) == key]
             if matches:
                 pending.remove(matches[0])
         bought = self.bought + sum(label.charged for label in event.labels)
-        return replace(self, stats=stats, labelled=labelled, pending=tuple(pending), bought=bought)
+        return replace(
+            self, stats=stats, comparisons=comparisons, labelled=labelled, pending=tuple(pending), bought=bought
+        )
 
-    def open(self, prompt: int, response: str) -> bool:
-        """Whether a label for this response would be new: always where labels are fresh and noisy."""
+    def open(self, prompt: int, response: str, opponent: str | None = None) -> bool:
+        """Whether a label for this response or pair would be new: always where labels are fresh and noisy."""
         if self.spec.fresh:
             return True
-        asked = any(item.prompt == prompt and item.response == response for item in self.pending)
-        return not asked and (prompt, response) not in self.labelled
+        key = asked(LabelItem(prompt, response, opponent=opponent))
+        return key not in self.labelled and key not in self.out
+
+    @cached_property
+    def out(self) -> frozenset[Asked]:
+        """What labels were asked for and not answered yet."""
+        return frozenset(asked(item) for item in self.pending)
 
     @cached_property
     def centres(self) -> FloatArray:
@@ -147,19 +173,28 @@ class Learner:
     @cached_property
     def transform(self) -> FloatArray:
         """[d, d] T: the prior of theta is isotropic in z = T (phi - centre), scaled so that tr(T C T) = S."""
+        return self.prior_transform(PRIOR_POWER)
+
+    def prior_transform(self, power: float) -> FloatArray:
+        """[d, d] T of the prior C^(-2 power) in shape."""
         values, vectors = np.linalg.eigh(self.covariance)
         values = np.maximum(values, 0.0)
         mean = float(np.mean(values))
         if mean <= 0.0:
             return np.eye(self.spec.dim)
-        shrink = np.maximum(values / mean, PRIOR_FLOOR) ** -PRIOR_POWER
+        shrink = np.maximum(values / mean, PRIOR_FLOOR) ** -power
         shrink *= np.sqrt(np.sum(values) / np.sum(values * shrink**2))
         transform: FloatArray = (vectors * shrink) @ vectors.T
         return transform
 
     @cached_property
-    def posterior(self) -> Posterior | None:
-        """The posterior over theta; None before the first label."""
+    def posterior(self) -> Posterior | LogisticPosterior | None:
+        """The posterior over theta, from comparisons where these are the feedback; None before the first label."""
+        if self.spec.feedback == "comparison":
+            if self.comparisons.comparisons == 0:
+                return None
+            told = self.spec.scale
+            return fit_comparisons(self.comparisons, self.scale, scale=told, transform=self.transform)
         if self.stats.labels == 0:
             return None
         return fit_labels(self.stats, self.centres, self.scale, transform=self.transform)
@@ -168,6 +203,14 @@ class Learner:
     def theta(self) -> FloatArray:
         """[d] posterior mean; 0 before the first label, and where all labels are equal but for rounding."""
         n, total = self.stats.labels, float(self.stats.value_sums.sum())
-        if self.posterior is None or n * self.stats.square - total * total <= 1e-12 * n * self.stats.square:
+        if self.posterior is None:
+            return np.zeros(self.spec.dim)
+        if self.spec.feedback == "comparison":
+            return self.posterior.mean
+        if n * self.stats.square - total * total <= 1e-12 * n * self.stats.square:
             return np.zeros(self.spec.dim)
         return self.posterior.mean
+
+
+def _values(labels: Sequence[tuple[int, Label]]) -> FloatArray:
+    return np.array([label.value for _, label in labels], dtype=np.float64)
