@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import laws
+import pytest
 
+from spannerlm.errors import InputError
 from spannerlm.explorers import RandomSingles
 from spannerlm.records import DrawRequest, LabelRequest
 
@@ -23,3 +25,8 @@ def test_prompts_come_alone_and_in_any_order() -> None:
     prompts = [item.prompt for item in trace.bench.asked]
     assert prompts[::2] != prompts[1::2]
     assert set(prompts) == {0, 1, 2}
+
+
+def test_a_single_cannot_be_compared() -> None:
+    with pytest.raises(InputError, match="'random-singles': expected scalar rewards, got feedback='comparison'"):
+        RandomSingles().init(laws.spec_of(ENV, feedback="comparison"))

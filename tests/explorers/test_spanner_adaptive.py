@@ -13,7 +13,7 @@ from scipy.stats import binom
 import spannerlm
 from spannerlm.environments import TabularEnvironment, rare_skill, tie
 from spannerlm.explorers import AdaptiveSpannerSampling
-from spannerlm.explorers.spanner_adaptive import MAX_POOL, PATIENCE, AdaptiveState, prior_precision
+from spannerlm.explorers.spanner_adaptive import EPOCH_LABELS, MAX_POOL, PATIENCE, AdaptiveState, prior_precision
 from spannerlm.ledger import Ledger
 from spannerlm.policy import kl_divergence, tilt
 from spannerlm.records import (
@@ -141,12 +141,13 @@ def test_epochs_shrink_nu_and_grow_the_pools() -> None:
             epoch = sizes.setdefault(r.info["epoch"], {"span": 0, "explore": 0})
             epoch[r.info["phase"]] += len(r.items)
     for epoch in list(sizes.values())[:-1]:  # the last may have been cut off by the budget
-        assert max(epoch["span"], 6) <= epoch["explore"] < max(epoch["span"], 6) + 6
+        least = max(epoch["span"], EPOCH_LABELS)
+        assert least <= epoch["explore"] < least + 6
 
 
 def test_without_draws_it_lives_on_its_first_pool() -> None:
-    trace = driven(labels=60, draws=50)
-    assert trace.bench.bought == 60
+    trace = driven(labels=90, draws=50)
+    assert trace.bench.bought == 90
     assert trace.bench.spent == 48
     epochs = [r.info["epoch"] for r in trace.requests if isinstance(r, LabelRequest)]
     assert max(epochs) > 2
@@ -263,8 +264,8 @@ def test_certificates_of_whole_runs_are_violated_in_at_most_delta_of_them() -> N
     violated, tests = 0, 0
     for seed in range(150):
         env = rare_and_rarer(seed)
-        state = explorer.init(laws.spec_of(env, labels=40, batch=4))
-        bench, bad = laws.Bench(env, laws.spec_of(env, labels=40, batch=4)), False
+        spec = laws.spec_of(env, labels=80, batch=20)
+        state, bench, bad = explorer.init(spec), laws.Bench(env, spec), False
         for k in range(500):
             request = explorer.decide(state, rng=np.random.default_rng([seed, k]))
             if isinstance(request, StopRequest):
@@ -360,3 +361,108 @@ def test_labels_of_single_items_stand_against_their_prompts_mean() -> None:
     assert asked.spanner is not None
     relative = ENV.features[0, int(y)] - state.learner.centres[0]
     np.testing.assert_allclose(asked.spanner.sigma - state.spanner.sigma, np.outer(relative, relative), atol=1e-9)
+
+
+# --- comparisons ----------------------------------------------------------------------------------------------------
+
+
+def compared(env: TabularEnvironment = ENV, explorer: AdaptiveSpannerSampling = EXPLORER, **changes: Any) -> laws.Trace:
+    return laws.drive(explorer, laws.Bench(laws.compared(env), laws.spec_of(env, feedback="comparison", **changes)))
+
+
+def test_a_pair_is_one_comparison_that_adds_a_quarter_to_sigma() -> None:
+    """p (1 - p) <= 1/4: Sigma is the prior's precision of theta / s, and the most that the pairs can tell."""
+    trace = compared(labels=60)
+    start = next(after.spanner for _, _, after in replayed(trace) if after.spanner is not None)
+    learner = trace.state.learner
+    assert learner.comparisons.comparisons == trace.bench.bought == 60
+    assert trace.state.spanner is not None
+    relative = learner.comparisons.relative
+    np.testing.assert_allclose(trace.state.spanner.sigma, start.sigma + 0.25 * relative.T @ relative, rtol=1e-9)
+    assert trace.state.spanner.accepted == 60
+    assert not np.any(np.all(relative == 0.0, axis=1))
+    sizes = {len(r.items) for r in trace.requests if isinstance(r, LabelRequest) and r.info["phase"] == "explore"}
+    assert max(sizes) == 6
+
+
+def test_the_spanner_phase_compares_the_farthest_pairs_that_are_open() -> None:
+    """Against a loop over all pairs, where a comparison settles its pair."""
+    seen, turned_away = 0, 0
+    explorer = AdaptiveSpannerSampling(pool=16, nu=0.8)
+    for before, event, _ in replayed(compared(explorer=explorer, labels=45, fresh=False)):
+        if not isinstance(event, LabelRequest) or event.info["phase"] != "span":
+            continue
+        spanner = before.spanner
+        assert spanner is not None
+        for item in event.items:
+            draws = before.pools[item.prompt]
+            n = len(draws.responses)
+            norms = {
+                (i, j): float(spanner.norms((draws.features[i] - draws.features[j])[None])[0])
+                for i in range(n)
+                for j in range(i)
+            }
+            open_ = {
+                pair: norm
+                for pair, norm in norms.items()
+                if before.learner.open(item.prompt, draws.responses[pair[0]], draws.responses[pair[1]])
+            }
+            turned_away += max(norms.values()) > max(open_.values())
+            rows = [draws.responses.index(text) for text in (item.response, item.opponent or "")]
+            assert open_[max(rows), min(rows)] == pytest.approx(max(open_.values()), rel=1e-9)
+            assert max(open_.values()) > event.info["nu"]
+            spanner = spanner.accept(0.5 * (draws.features[rows[0]] - draws.features[rows[1]]))
+            seen += 1
+    assert seen > turned_away > 0
+
+
+def test_every_pair_is_compared_once_and_then_it_stops() -> None:
+    """Three prompts of 5 responses, two of which have equal features: 9 pairs each."""
+    env = tie(prompts=3, responses=5, dim=2)
+    features = env.features.copy()
+    features[:, 4] = features[:, 3]
+    base = np.array([0.5, 0.3, 0.1, 0.05, 0.05])
+    env = TabularEnvironment(
+        env.prompt_probs, np.tile(base, (3, 1)), features, env.mean_rewards, beta=1.0, noise_std=0.1
+    )
+    trace = compared(env, labels=200, fresh=False, draws=10**7)
+    assert trace.bench.bought == 3 * 9
+    assert "no comparison that tells anything is left" in trace.stop.reason
+
+
+def test_features_that_are_all_equal_cost_no_comparison_and_come_to_an_end() -> None:
+    env = TabularEnvironment([1.0], [[0.5, 0.5]], np.ones((1, 2, 3)), [[0.0, 1.0]], beta=1.0, noise_std=0.1)
+    trace = compared(env)
+    assert trace.bench.bought == 0
+    assert "no comparison that tells anything is left" in trace.stop.reason
+
+
+def test_comparisons_from_elsewhere_enter_sigma_and_rewards_do_not() -> None:
+    state = compared(labels=6).state
+    relative = np.array([[1.0, 2.0, 3.0], [1.0, 0.0, 0.0]])
+    labels = (Label(0, "0", 1.0, opponent="1"), Label(0, "0", 2.0))
+    after = EXPLORER.absorb(state, Labelled(labels, relative))
+    assert after.spanner is not None
+    np.testing.assert_allclose(
+        after.spanner.sigma, state.spanner.sigma + 0.25 * np.outer(relative[0], relative[0]), rtol=1e-12
+    )
+    early = EXPLORER.absorb(EXPLORER.init(laws.spec_of(ENV, feedback="comparison")), Labelled(labels, relative))
+    drawn = ENV.draw([0, 1], 30, rng=np.random.default_rng(0))
+    begun = EXPLORER.absorb(early, Drawn(drawn, 60, info={"phase": "pool"}))
+    assert begun.spanner is not None
+    expected = prior_precision(begun.learner) + 0.25 * np.outer(relative[0], relative[0])
+    np.testing.assert_allclose(begun.spanner.sigma, expected, rtol=1e-12)
+
+
+def test_comparisons_find_a_hidden_value_with_fewer_labels_than_random_ones() -> None:
+    """rare-skill p = .01, s = .3, 150 comparisons: median regret of three seeds, as a share of where it started."""
+    env = rare_skill(0.01, prompts=8, seed=1)
+    ends = {}
+    for name in ("spanner-sampling", "passive"):
+        runs = [
+            spannerlm.explore(env, explorer=name, labels=150, seed=seed, feedback="comparison", scale=0.3)
+            for seed in range(3)
+        ]
+        ends[name] = np.median([run.history[-1]["regret"] / run.history[0]["regret"] for run in runs])
+    assert ends["spanner-sampling"] < 0.15
+    assert ends["spanner-sampling"] < 0.5 * ends["passive"]

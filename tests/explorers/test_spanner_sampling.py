@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import laws
 import numpy as np
 import pytest
+from scipy.optimize import minimize
 
 from spannerlm.environments import TabularEnvironment
 from spannerlm.errors import InputError
@@ -287,3 +289,40 @@ def test_progress_and_stop_carry_where_it_stands() -> None:
     assert trace.stop.info["scanned"] == 100
     assert trace.stop.info["rounds"] == 25
     assert EXPLORER.progress(EXPLORER.init(trace.bench.spec))["phase"] == "span"
+
+
+# --- comparisons ----------------------------------------------------------------------------------------------------
+
+
+def test_with_comparisons_a_pair_is_one_label_and_least_squares_is_logistic() -> None:
+    """The same scan, draws and rounds; theta maximises the likelihood less lambda |theta / s|^2 / 8, |theta| <= B."""
+    told = {"feedback": "comparison", "scale": 0.5}
+    trace = laws.drive(EXPLORER, laws.Bench(laws.compared(ENV), laws.spec_of(ENV, labels=1000, **told)))
+    assert "published schedule complete" in trace.stop.reason
+    assert all(item.opponent not in (None, item.response) for item in trace.bench.asked)
+    sizes = [len(r.items) for r in trace.requests if isinstance(r, LabelRequest)]
+    assert max(sizes) == 6
+    spanner = trace.state.spanner.accepted
+    assert spanner < trace.bench.bought <= spanner + 25
+    stats, penalty = trace.state.learner.comparisons, trace.state.schedule.penalty
+
+    def loss(theta: np.ndarray) -> float:
+        logits = stats.relative @ theta / 0.5
+        signed = stats.outcomes * np.logaddexp(0, -logits) + (1 - stats.outcomes) * np.logaddexp(0, logits)
+        return float(signed.sum() + penalty / 8 * theta @ theta / 0.25)
+
+    found = minimize(loss, np.zeros(3), tol=1e-10).x
+    theta = EXPLORER.policy(trace.state).theta
+    assert np.linalg.norm(found) < 2.0
+    np.testing.assert_allclose(theta, found, atol=1e-4)
+    tight = replace(EXPLORER, b=0.5 * float(np.linalg.norm(found)))
+    fixed = replace(trace.state, schedule=replace(trace.state.schedule, penalty=penalty))
+    assert np.linalg.norm(tight.policy(fixed).theta) == pytest.approx(tight.b)
+
+
+def test_a_comparison_that_is_known_or_queued_is_not_asked_again() -> None:
+    told = {"feedback": "comparison", "fresh": False, "labels": 500}
+    trace = laws.drive(EXPLORER, laws.Bench(laws.compared(ENV), laws.spec_of(ENV, **told)))
+    pairs = [(item.prompt, *sorted((item.response, item.opponent or ""))) for item in trace.bench.asked]
+    assert len(pairs) == len(set(pairs)) == trace.bench.bought
+    assert trace.state.rounds == 25

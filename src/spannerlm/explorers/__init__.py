@@ -7,16 +7,34 @@ from dataclasses import fields
 from typing import Any
 
 from spannerlm.errors import InputError
+from spannerlm.explorers.active_preference import ActivePreference
+from spannerlm.explorers.best_of_n import BestOfN
+from spannerlm.explorers.coreset import Coreset
+from spannerlm.explorers.directed import Directed
+from spannerlm.explorers.epsilon_greedy import EpsilonGreedy
+from spannerlm.explorers.linucb import LinUCB
+from spannerlm.explorers.online_dpo import OnlineDPO
 from spannerlm.explorers.passive import Passive
 from spannerlm.explorers.protocol import Explorer
 from spannerlm.explorers.random_singles import RandomSingles
 from spannerlm.explorers.spanner_adaptive import AdaptiveSpannerSampling
 from spannerlm.explorers.spanner_sampling import SpannerSampling, TheorySpannerSampling
+from spannerlm.explorers.thompson import Thompson
+from spannerlm.explorers.xpo import XPO
 
 EXPLORERS: dict[str, Callable[..., Explorer]] = {
+    "directed": Directed,
     "spanner-sampling": SpannerSampling,
     "passive": Passive,
     "random-singles": RandomSingles,
+    "online-dpo": OnlineDPO,
+    "xpo": XPO,
+    "thompson": Thompson,
+    "best-of-n": BestOfN,
+    "epsilon-greedy": EpsilonGreedy,
+    "coreset": Coreset,
+    "active-preference": ActivePreference,
+    "linucb-enumerate": LinUCB,
 }
 """Name -> function that builds the explorer with its defaults."""
 
@@ -40,11 +58,20 @@ def explorer_by_name(explorer: str | Explorer, settings: Mapping[str, Any] | Non
 
 __all__ = [
     "EXPLORERS",
+    "XPO",
+    "ActivePreference",
     "AdaptiveSpannerSampling",
+    "BestOfN",
+    "Coreset",
+    "Directed",
+    "EpsilonGreedy",
     "Explorer",
+    "LinUCB",
+    "OnlineDPO",
     "Passive",
     "RandomSingles",
     "SpannerSampling",
     "TheorySpannerSampling",
+    "Thompson",
     "explorer_by_name",
 ]

@@ -12,8 +12,9 @@ from spannerlm.explorers.random_draws import RandomDraws
 class Passive(RandomDraws):
     """Random pairs (y, y') ~ pi_ref^2 of x ~ rho, both labelled: SpannerSampling without the spanner.
 
-    Cost: two labels and two draws a pair, after the opening pool.
+    Cost: two labels and two draws a pair, after the opening pool; with comparisons one label.
     """
 
     name: ClassVar[str] = "passive"
     group: ClassVar[int] = 2
+    comparisons: ClassVar[bool] = True

@@ -7,10 +7,23 @@ from typing import ClassVar
 
 import numpy as np
 
+from spannerlm.errors import InputError
 from spannerlm.explorers import pools
-from spannerlm.explorers.learner import Learner
+from spannerlm.explorers.candidates import SAME
+from spannerlm.explorers.learner import Learner, asked
 from spannerlm.policy import Policy
-from spannerlm.records import Drawn, DrawRequest, Event, Info, LabelItem, LabelRequest, Request, Spec, StopRequest
+from spannerlm.records import (
+    Drawn,
+    DrawRequest,
+    Draws,
+    Event,
+    Info,
+    LabelItem,
+    LabelRequest,
+    Request,
+    Spec,
+    StopRequest,
+)
 
 PATIENCE = 100
 """Draw requests in a row without a response that is not labelled yet, after which there is nothing left to buy."""
@@ -33,7 +46,8 @@ class RandomDraws:
     """Labels for ``group`` fresh draws of each random prompt.
 
     The same opening pool as the explorers get serves to centre features; the draws labelled come afterwards, so
-    that they are independent of it. Cost: X * pool draws, then at least one draw a label.
+    that they are independent of it. Cost: X * pool draws, then at least one draw a label. With comparisons the two
+    draws of a group are one label, unless their features are equal: that comparison would say nothing.
     """
 
     pool: int = 64
@@ -42,24 +56,29 @@ class RandomDraws:
     """Prompts that get a pool, at most."""
     name: ClassVar[str]
     group: ClassVar[int]
+    comparisons: ClassVar[bool] = False
+    """Whether it can learn from comparisons."""
 
     def init(self, spec: Spec) -> RandomState:
         """The state before the first request."""
+        if spec.feedback == "comparison" and not self.comparisons:
+            raise InputError(f"explorer {self.name!r}: expected scalar rewards, got feedback='comparison'")
         return RandomState(Learner.start(spec))
 
     def decide(self, state: RandomState, *, rng: np.random.Generator) -> Request:
         """The opening pool, then in turn a batch of random draws and their labels."""
         learner = state.learner
+        labels = 1 if learner.spec.feedback == "comparison" else self.group  # what a group costs
         if learner.labels_left <= 0:
             return StopRequest("labels spent")
         if not state.pools and not state.fresh:
-            reserve = self.group * -(-learner.labels_left // self.group)
+            reserve = self.group * -(-learner.labels_left // labels)
             return pools.opening(learner, self.pool, self.max_prompts, rng=rng, reserve=reserve)
         if state.fresh:
             return LabelRequest(state.fresh[: learner.batch()], {"phase": self.name})
         if state.idle >= PATIENCE:
             return StopRequest(f"no unlabelled response in {PATIENCE} requests for draws")
-        size = pools.affordable(learner.draws_left, self.group, max(1, learner.batch() // self.group))
+        size = pools.affordable(learner.draws_left, self.group, max(1, learner.batch() // labels))
         if size == 0:
             return StopRequest("draws spent")
         prompts = pools.random_prompts(learner.spec, state.pools, size, rng=rng)
@@ -77,9 +96,11 @@ class RandomDraws:
         if isinstance(event, Drawn) and event.info.get("phase") == "pool":
             return replace(state, learner=learner, pools=pools.add(state.pools, event.draws))
         if isinstance(event, Drawn):
-            items = tuple(item for item in _items(event, learner) if item.fresh or item not in state.fresh)
+            waiting = set(map(asked, state.fresh))
+            found = _pairs(event, learner) if learner.spec.feedback == "comparison" else _items(event, learner)
+            items = tuple(item for item in found if item.fresh or asked(item) not in waiting)
             return replace(state, learner=learner, fresh=state.fresh + items, idle=0 if items else state.idle + 1)
-        fresh = tuple(item for item in state.fresh if learner.open(item.prompt, item.response))
+        fresh = tuple(item for item in state.fresh if learner.open(item.prompt, item.response, item.opponent))
         return replace(state, learner=learner, fresh=fresh)
 
     def policy(self, state: RandomState) -> Policy:
@@ -106,3 +127,21 @@ def _items(event: Drawn, learner: Learner) -> tuple[LabelItem, ...]:
             elif learner.open(draws.prompt, response) and item not in items:
                 items.append(item)
     return tuple(items)
+
+
+def _pairs(event: Drawn, learner: Learner) -> tuple[LabelItem, ...]:
+    """Each prompt's draws two by two as comparisons: every copy where labels are fresh, else each open pair once."""
+    items: dict[object, LabelItem] = {}
+    for draws in event.draws:
+        copies = np.repeat(np.arange(len(draws.responses)), draws.counts)
+        half = len(copies) // 2
+        for first, second in zip(copies[:half], copies[half : 2 * half], strict=True):
+            item = LabelItem(draws.prompt, draws.responses[first], learner.spec.fresh, draws.responses[second])
+            if not _same(draws, first, second, learner) and learner.open(item.prompt, item.response, item.opponent):
+                items.setdefault(len(items) if item.fresh else asked(item), item)
+    return tuple(items.values())
+
+
+def _same(draws: Draws, first: int, second: int, learner: Learner) -> bool:
+    relative = draws.features[first] - draws.features[second]
+    return bool(relative @ relative <= SAME * learner.scale)

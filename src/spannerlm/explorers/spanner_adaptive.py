@@ -5,6 +5,9 @@ phases, each time with a smaller nu and larger pools. (2) Sigma starts at the pr
 of lambda I. (3) A prompt's pair is the farthest among all pairs of its draws instead of the first beyond nu. (4) The
 softmax draw comes from the stored pool, so no draw is spent twice. (5) The regression is Bayesian on single labels with
 a random intercept per prompt, and the policy is not truncated: shrinkage already keeps unseen directions at zero.
+
+With comparisons (THEORY 6) a pair is one label, the regression is logistic, and everything is in logits: the prior's
+precision is that of theta / s, and a pair adds to Sigma the most that a comparison can tell, phi phi' / 4.
 """
 
 from __future__ import annotations
@@ -15,7 +18,8 @@ from typing import ClassVar
 import numpy as np
 
 from spannerlm.explorers import pools
-from spannerlm.explorers.learner import Learner
+from spannerlm.explorers.duels import Duels
+from spannerlm.explorers.learner import Asked, Learner, asked
 from spannerlm.linalg import pair_distances, whiten
 from spannerlm.policy import Policy, tilt
 from spannerlm.records import (
@@ -42,11 +46,15 @@ PATIENCE = 3
 is labelled already: the mass of what is then still unseen is beyond any label budget."""
 MAX_POOL = 10**8
 """Draws of one prompt in one request, at most: shuffling counts is exact in NumPy up to 1e9."""
+EPOCH_LABELS = 20
+"""Labels of an epoch's exploration phase, at least: with small batches nu and the pools would run away from them."""
 CANDIDATES = 4
 """Tilted pairs looked at per pair that is labelled: at 50 labels the worst of 8 helpdesk seeds is at .14 with one
 candidate, at .87 with four."""
 TILT_TRIES = 10
 """Prompts tried per candidate before giving up on finding a response that has no label yet."""
+INFORMATION = 0.25
+"""Largest p (1 - p): what one comparison tells of its logit, at most."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,9 +85,9 @@ class AdaptiveSpannerSampling:
     """SpannerSampling that is told nothing but its budgets.
 
     Cost: X * pool draws at first, ``growth`` times as many in each epoch while the draws budget lasts; two labels a
-    pair. The spanner phases up to radius nu buy at most ``acceptance_bound(d, lambda, nu)`` pairs together, lambda the
-    least eigenvalue of where Sigma starts (features of norm at most 1); an exploration phase buys as many labels as
-    its epoch's spanner phase, at least a batch.
+    pair, one with comparisons. The spanner phases up to radius nu buy at most ``acceptance_bound(d, lambda, nu)`` pairs
+    together, lambda the least eigenvalue of where Sigma starts (features of norm at most 1; with comparisons 4 lambda
+    and nu / 2); an exploration phase buys as many labels as its epoch's spanner phase, a batch and 20 at least.
     """
 
     pool: int = 64
@@ -87,8 +95,8 @@ class AdaptiveSpannerSampling:
     growth: int = 4
     """Factor by which an epoch's fresh pools exceed those of the epoch before."""
     nu: float = 2.0
-    """First spanner radius, in units of the label noise's standard deviation: 2 takes only what the prior leaves wide
-    open, so that few labels are spent before the pools have grown."""
+    """First spanner radius, in units of the label noise's standard deviation (of comparisons: in logits): 2 takes only
+    what the prior leaves wide open, so that few labels are spent before the pools have grown."""
     decay: float = 0.7
     """Factor by which nu shrinks from epoch to epoch: 1/sqrt(2), i.e. twice the labels per direction."""
     delta: float = 0.05
@@ -96,6 +104,7 @@ class AdaptiveSpannerSampling:
     max_prompts: int = 128
     """Prompts that get a pool, at most; chosen once, from rho."""
     name: ClassVar[str] = "spanner-sampling"
+    comparisons: ClassVar[bool] = True
 
     def init(self, spec: Spec) -> AdaptiveState:
         """The state before the first request."""
@@ -109,19 +118,20 @@ class AdaptiveSpannerSampling:
         if state.spanner is None:
             return pools.opening(learner, self.pool, self.max_prompts, rng=rng)
         prompts = tuple(sorted(state.pools))
-        open_left = any(len(_open_rows(state, state.pools[x])) for x in prompts)
+        open_left = _open_left(state)
         for _ in range(MAX_EPOCHS):
             request = self._labels(state, rng=rng) if open_left else None
             if request is not None:
                 return request
             size = pools.affordable(learner.draws_left, len(prompts), min(self.growth * state.size, MAX_POOL))
-            if size > 0 and (learner.spec.fresh or state.idle < PATIENCE):
+            if size > 0 and (state.idle < PATIENCE or (learner.spec.fresh and open_left)):
                 info = {"phase": "pool", "epoch": state.epoch + 1, "seed": int(rng.integers(2**31))}
                 return DrawRequest(prompts, size, info=info)
             if not open_left:
                 break
             state = self._next_epoch(state)
-        return StopRequest("no unlabelled response is left, and more draws bring none", self.progress(state))
+        what = "comparison that tells anything" if _comparing(state) else "unlabelled response"
+        return StopRequest(f"no {what} is left, and more draws bring none", self.progress(state))
 
     def _labels(self, state: AdaptiveState, *, rng: np.random.Generator) -> LabelRequest | None:
         """This epoch's next label request; None when the epoch is over."""
@@ -129,7 +139,7 @@ class AdaptiveSpannerSampling:
         items = () if state.clean else _spanner_items(state, rng=rng)
         if items:
             return LabelRequest(items, {"phase": "span", **info})
-        if state.explored < max(state.spanned, state.learner.spec.batch):
+        if state.explored < max(state.spanned, state.learner.spec.batch, EPOCH_LABELS):
             items = _tilted_items(state, rng=rng)
         return LabelRequest(items, {"phase": "explore", **info}) if items else None
 
@@ -213,11 +223,38 @@ def prior_precision(learner: Learner) -> FloatArray:
 
 def _first_sigma(learner: Learner) -> FloatArray:
     """[d, d] where Sigma starts: the prior precision, and what labels from before the first pool have told."""
-    return prior_precision(learner) + learner.stats.centred(learner.centres).outer
+    if learner.spec.feedback == "scalar":
+        return prior_precision(learner) + learner.stats.centred(learner.centres).outer
+    if learner.comparisons.comparisons == 0:
+        return prior_precision(learner)
+    relative = learner.comparisons.relative
+    return prior_precision(learner) + INFORMATION * relative.T @ relative
+
+
+def _comparing(state: AdaptiveState) -> bool:
+    return state.learner.spec.feedback == "comparison"
+
+
+def _per_pair(state: AdaptiveState) -> int:
+    """Labels that a pair costs."""
+    return 1 if _comparing(state) else 2
+
+
+def _told(state: AdaptiveState, relative: FloatArray) -> FloatArray:
+    """[..., d] relative features of pairs as they enter Sigma."""
+    return np.sqrt(INFORMATION) * relative if _comparing(state) else relative
+
+
+def _open_left(state: AdaptiveState) -> bool:
+    """Whether the pools hold anything to label."""
+    if _comparing(state):
+        duels = Duels(state.learner)
+        return any(duels.any(draws) for draws in state.pools.values())
+    return any(len(_open_rows(state, draws)) for draws in state.pools.values())
 
 
 def _open_rows(state: AdaptiveState, draws: Draws) -> np.ndarray:
-    """Rows of the prompt's pool whose label would be new."""
+    """Rows of the prompt's pool whose reward label would be new."""
     if state.learner.spec.fresh:
         return np.arange(len(draws.responses))
     return np.array([i for i, r in enumerate(draws.responses) if state.learner.open(draws.prompt, r)], dtype=np.int64)
@@ -227,19 +264,31 @@ def _subset(draws: Draws, rows: np.ndarray) -> Draws:
     return Draws(draws.prompt, tuple(draws.responses[i] for i in rows), draws.counts[rows], draws.features[rows])
 
 
+def _pair_items(state: AdaptiveState, draws: Draws, first: int, second: int) -> list[LabelItem]:
+    """What labelling a pair takes: one comparison, or the rewards of both."""
+    one, other, fresh = draws.responses[first], draws.responses[second], state.learner.spec.fresh
+    if _comparing(state):
+        return [LabelItem(draws.prompt, one, fresh, other)]
+    return [LabelItem(draws.prompt, response, fresh) for response in (one, other)]
+
+
 def _spanner_items(state: AdaptiveState, *, rng: np.random.Generator) -> tuple[LabelItem, ...]:
     """Label items of the prompts' farthest pairs beyond nu, prompts in random order, up to a batch."""
-    learner, spanner = state.learner, state.spanner
+    learner, spanner, duels = state.learner, state.spanner, Duels(state.learner)
     assert spanner is not None  # pools exist
     items: list[LabelItem] = []
     for x in rng.permutation(sorted(state.pools)):
-        if len(items) + 2 > learner.batch():
+        if len(items) + _per_pair(state) > learner.batch():
             break
-        draws = _subset(state.pools[int(x)], _open_rows(state, state.pools[int(x)]))
-        pair = greedy_pair(spanner, draws, state.nu)
+        draws = state.pools[int(x)]
+        if _comparing(state):
+            pair = duels.farthest(spanner, draws, state.nu)
+        else:
+            draws = _subset(draws, _open_rows(state, draws))
+            pair = greedy_pair(spanner, draws, state.nu)
         if pair is not None:
-            spanner = spanner.accept(draws.features[pair.first] - draws.features[pair.second])
-            items += [LabelItem(int(x), draws.responses[i], learner.spec.fresh) for i in (pair.first, pair.second)]
+            spanner = spanner.accept(_told(state, draws.features[pair.first] - draws.features[pair.second]))
+            items += _pair_items(state, draws, pair.first, pair.second)
     return tuple(items)
 
 
@@ -252,25 +301,27 @@ def _tilted_items(state: AdaptiveState, *, rng: np.random.Generator) -> tuple[La
     learner, spanner = state.learner, state.spanner
     assert spanner is not None  # pools exist
     size, fresh = learner.batch(), learner.spec.fresh
-    pairs = _tilted_pairs(state, CANDIDATES * max(1, size // 2), rng=rng)
+    pairs = _tilted_pairs(state, CANDIDATES * max(1, size // _per_pair(state)), rng=rng)
     relative = np.array([state.pools[x].features[i] - state.pools[x].features[j] for x, i, j in pairs])
     left = np.ones(len(pairs), dtype=np.bool_)
     items: list[LabelItem] = []
+    taken: set[Asked] = set()
     while left.any() and len(items) < size:
         k = int(np.argmax(np.where(left, spanner.norms(relative), -1.0)))
         left[k] = False
-        x, *rows = pairs[k]
-        found = [LabelItem(x, state.pools[x].responses[i], fresh) for i in rows]
-        new = [item for item in found if fresh or (learner.open(x, item.response) and item not in items)]
+        x, i, j = pairs[k]
+        found = _pair_items(state, state.pools[x], i, j)
+        new = [m for m in found if fresh or (asked(m) not in taken and learner.open(x, m.response, m.opponent))]
         if new:
             items += new
-            spanner = spanner.accept(relative[k])
+            taken.update(map(asked, new))
+            spanner = spanner.accept(_told(state, relative[k]))
     return tuple(items[:size]) or _any_open_items(state, rng=rng)
 
 
 def _tilted_pairs(state: AdaptiveState, size: int, *, rng: np.random.Generator) -> list[tuple[int, int, int]]:
-    """Up to ``size`` (prompt, row of a tilted draw, row of a base draw), rows different and one of them open."""
-    learner = state.learner
+    """Up to ``size`` (prompt, row of a tilted draw, row of a base draw), rows different and worth a label."""
+    learner, duels = state.learner, Duels(state.learner)
     beta = pools.temperature(learner, state.pools, learner.theta)
     laws: dict[int, tuple[FloatArray, FloatArray]] = {}
     pairs: list[tuple[int, int, int]] = []
@@ -283,31 +334,41 @@ def _tilted_pairs(state: AdaptiveState, size: int, *, rng: np.random.Generator) 
             laws[x] = base, tilt(base, draws.features @ learner.theta, beta)
         base, tilted = laws[x]
         i, j = int(rng.choice(len(base), p=tilted)), int(rng.choice(len(base), p=base))
-        if i != j and any(learner.open(x, draws.responses[row]) for row in (i, j)):
+        if _comparing(state):
+            worth = duels.open(draws, i, j)
+        else:
+            worth = i != j and any(learner.open(x, draws.responses[row]) for row in (i, j))
+        if worth:
             pairs.append((x, i, j))
     return pairs
 
 
 def _any_open_items(state: AdaptiveState, *, rng: np.random.Generator) -> tuple[LabelItem, ...]:
-    """Label items of random responses that have none, whatever their mass, up to a batch."""
+    """Label items of random responses or pairs that have none, whatever their mass, up to a batch."""
+    if _comparing(state):
+        return Duels(state.learner).some(state.pools, state.learner.batch(), rng=rng)
     rows = [(x, i) for x, draws in sorted(state.pools.items()) for i in _open_rows(state, draws)]
     chosen = [rows[k] for k in rng.permutation(len(rows))[: state.learner.batch()]]
     return tuple(LabelItem(x, state.pools[x].responses[i], state.learner.spec.fresh) for x, i in chosen)
 
 
 def _relative_features(state: AdaptiveState, event: LabelRequest) -> list[FloatArray]:
-    """[d] relative features of a request: consecutive items of one prompt are a pair, a single stands alone.
+    """[d] relative features of a request as they enter Sigma: of comparisons, or of rewards.
 
-    A single is measured against its prompt's mean feature.
+    Consecutive rewards of one prompt are a pair; a single is measured against its prompt's mean feature.
     """
     relative, previous = [], None
     for item in event.items:
         draws = state.pools.get(item.prompt)
-        if draws is None or item.response not in draws.responses:
+        texts = [item.response] if item.opponent is None else [item.response, item.opponent]
+        unused = (item.opponent is not None) != _comparing(state)
+        if draws is None or unused or any(text not in draws.responses for text in texts):
             previous = None
             continue
-        phi = draws.features[draws.responses.index(item.response)]
-        if previous is not None and previous[0] == item.prompt:
+        phi, *other = (draws.features[draws.responses.index(text)] for text in texts)
+        if other:
+            relative.append(_told(state, phi - other[0]))
+        elif previous is not None and previous[0] == item.prompt:
             relative[-1] = previous[1] - phi
             previous = None
         else:
@@ -317,11 +378,13 @@ def _relative_features(state: AdaptiveState, event: LabelRequest) -> list[FloatA
 
 
 def _foreign(state: AdaptiveState, event: Labelled) -> AdaptiveState:
-    """Labels that were never asked for enter the design against their prompt's mean."""
+    """Labels that were never asked for enter the design: rewards against their prompt's mean."""
     spanner = state.spanner
     for label, phi in zip(event.labels, event.features, strict=True):
-        if spanner is not None and label.value is not None:
-            spanner = spanner.accept(phi - state.learner.centres[label.prompt])
+        used = label.value is not None and (label.opponent is not None) == _comparing(state)
+        if spanner is not None and used:
+            relative = phi if label.opponent is not None else phi - state.learner.centres[label.prompt]
+            spanner = spanner.accept(_told(state, relative))
     return replace(state, spanner=spanner)
 
 

@@ -4,6 +4,10 @@
 prompt's scan does not need are drawn and counted all the same (one request of 2 N_span draws instead of up to N_span
 requests of two); theta is refitted after each batch of labels instead of after each pair (equal for batches of 2); a
 pair of equal features, which tells nothing of theta, costs no label.
+
+With comparisons (THEORY 6) a pair is one label, and logistic maximum likelihood with the same norm bound takes the
+place of least squares: everything else is unchanged. lambda is the same in Sigma; in logits, a ridge of lambda / 4:
+Sigma / (4 s^2) remains the most that the pairs can have told. A comparison that is known costs no label again.
 """
 
 from __future__ import annotations
@@ -15,10 +19,11 @@ from typing import Any, ClassVar
 import numpy as np
 
 from spannerlm.errors import InputError
-from spannerlm.explorers.learner import Learner
+from spannerlm.explorers.learner import Learner, asked
 from spannerlm.explorers.pools import affordable
 from spannerlm.explorers.protocol import Explorer
 from spannerlm.explorers.spanner_adaptive import AdaptiveSpannerSampling
+from spannerlm.logistic import ridge_comparisons
 from spannerlm.policy import LinearSoftmaxPolicy, Policy, TruncatedSoftmaxPolicy
 from spannerlm.records import (
     Drawn,
@@ -105,8 +110,8 @@ class TheoryState:
     """Prompts of phase 1 done."""
     rounds: int = 0
     """Rounds of phase 2 done."""
-    queue: tuple[tuple[LabelItem, LabelItem], ...] = ()
-    """Accepted pairs that were not asked for yet."""
+    queue: tuple[tuple[LabelItem, ...], ...] = ()
+    """Accepted pairs that were not asked for yet: the rewards of both, or their comparison."""
     anchors: tuple[Draws, ...] = ()
     """Comparison responses y' that wait for their softmax draw."""
 
@@ -127,6 +132,7 @@ class TheorySpannerSampling:
     overrides: Mapping[str, Any] = field(default_factory=dict)
     """Fields of `Schedule` to replace: the published constants are worst-case."""
     name: ClassVar[str] = "spanner-sampling-theory"
+    comparisons: ClassVar[bool] = True
 
     def init(self, spec: Spec) -> TheoryState:
         """The state before the first request; `InputError` where the task has no beta."""
@@ -142,10 +148,11 @@ class TheorySpannerSampling:
     def decide(self, state: TheoryState, *, rng: np.random.Generator) -> Request:
         """Scan prompts for their first pair beyond nu; then rounds of y' from pi_ref, y from the truncated softmax."""
         learner, schedule = state.learner, state.schedule
-        if learner.labels_left < 2:
+        each = _per_pair(state)
+        if learner.labels_left < each:
             return StopRequest("labels spent", self.progress(state))
         if state.queue:
-            size = max(1, learner.batch() // 2)
+            size = max(1, learner.batch() // each)
             items = tuple(item for pair in state.queue[:size] for item in pair)
             return LabelRequest(items, {"phase": "span" if state.rounds == 0 else "explore"})
         if state.anchors:
@@ -156,7 +163,7 @@ class TheorySpannerSampling:
             return self._draws(state, size, 2 * schedule.n_span, info, rng)
         if state.rounds >= schedule.t_exp:
             return StopRequest("published schedule complete", self.progress(state))
-        size = min(max(1, learner.spec.batch // 2), schedule.t_exp - state.rounds)  # whatever labels are left
+        size = min(max(1, learner.spec.batch // each), schedule.t_exp - state.rounds)  # whatever labels are left
         size = affordable(learner.draws_left, 1 + self._most_draws(schedule), size)
         return self._draws(state, max(size, 1), 1, {"phase": "anchor"}, rng, later=self._most_draws(schedule))
 
@@ -188,13 +195,16 @@ class TheorySpannerSampling:
         )
 
     def _theta(self, state: TheoryState) -> FloatArray:
+        spec, stats = state.learner.spec, state.learner.comparisons
+        if spec.feedback == "comparison":
+            return ridge_comparisons(stats, state.schedule.penalty / 4.0, self.b, scale=spec.scale, dim=spec.dim)
         return state.differences.ridge(state.schedule.penalty, self.b)
 
     def absorb(self, state: TheoryState, event: Event) -> TheoryState:
-        """The state after an event; single labels from elsewhere do not enter the difference regression."""
+        """The state after an event; single rewards from elsewhere do not enter the difference regression."""
         state = replace(state, learner=state.learner.absorb(event))
         if isinstance(event, LabelRequest) and event.info.get("phase") in ("span", "explore"):
-            return replace(state, queue=state.queue[len(event.items) // 2 :])
+            return replace(state, queue=state.queue[len(event.items) // _per_pair(state) :])
         if isinstance(event, Labelled):
             return replace(state, differences=_add_pairs(state.differences, event))
         if isinstance(event, Drawn):
@@ -208,31 +218,29 @@ class TheorySpannerSampling:
         if phase == "anchor":
             return replace(state, anchors=event.draws)
         if phase == "tilt":
-            fresh = state.learner.spec.fresh
-            pairs = [_pair(d, a, fresh) for d, a in zip(event.draws, state.anchors, strict=True) if _differ(d, a)]
-            return replace(state, queue=state.queue + tuple(pairs), anchors=(), rounds=state.rounds + len(event.draws))
+            queue = state.queue
+            for d, a in zip(event.draws, state.anchors, strict=True):
+                if _differ(d, a):
+                    queue += _pair(state.learner, queue, d.prompt, d.responses[0], a.responses[0])
+            return replace(state, queue=queue, anchors=(), rounds=state.rounds + len(event.draws))
         return state
 
     def _scan(self, state: TheoryState, event: Drawn) -> TheoryState:
         """Phase 1 over the prompts of one request, one after the other: Sigma grows with each accepted pair."""
         rng = np.random.default_rng(event.info["seed"])
-        spanner, queue, fresh = state.spanner, list(state.queue), state.learner.spec.fresh
+        spanner, queue = state.spanner, state.queue
         for draws in event.draws:
             pair, _ = first_pair(spanner, draws, state.schedule.nu, rng=rng)
             if pair is not None:
                 spanner = spanner.accept(draws.features[pair.first] - draws.features[pair.second])
-                queue.append(
-                    (
-                        LabelItem(draws.prompt, draws.responses[pair.first], fresh),
-                        LabelItem(draws.prompt, draws.responses[pair.second], fresh),
-                    )
-                )
-        return replace(state, spanner=spanner, queue=tuple(queue), scanned=state.scanned + len(event.draws))
+                one, other = draws.responses[pair.first], draws.responses[pair.second]
+                queue += _pair(state.learner, queue, draws.prompt, one, other)
+        return replace(state, spanner=spanner, queue=queue, scanned=state.scanned + len(event.draws))
 
     def policy(self, state: TheoryState) -> Policy:
         """The truncated softmax policy of the last theta; the base model before the first label."""
         beta = float(state.learner.spec.beta or 0.0)
-        if state.differences.pairs == 0:
+        if state.differences.pairs == state.learner.comparisons.comparisons == 0:
             return LinearSoftmaxPolicy(np.zeros(state.learner.spec.dim), beta)
         return TruncatedSoftmaxPolicy(self._theta(state), beta, state.spanner.root, state.schedule.nu)
 
@@ -257,11 +265,22 @@ def _differ(first: Draws, second: Draws) -> bool:
     return not np.array_equal(first.features[0], second.features[0])
 
 
-def _pair(first: Draws, second: Draws, fresh: bool) -> tuple[LabelItem, LabelItem]:
-    return (
-        LabelItem(first.prompt, first.responses[0], fresh),
-        LabelItem(second.prompt, second.responses[0], fresh),
-    )
+def _per_pair(state: TheoryState) -> int:
+    """Labels that a pair costs."""
+    return 1 if state.learner.spec.feedback == "comparison" else 2
+
+
+def _pair(
+    learner: Learner, queue: tuple[tuple[LabelItem, ...], ...], prompt: int, first: str, second: str
+) -> tuple[tuple[LabelItem, ...], ...]:
+    """The entry of the queue for a pair; none where its comparison is known, asked for or queued."""
+    fresh = learner.spec.fresh
+    if learner.spec.feedback == "scalar":
+        return ((LabelItem(prompt, first, fresh), LabelItem(prompt, second, fresh)),)
+    item = LabelItem(prompt, first, fresh, second)
+    if not fresh and asked(item) in {asked(other) for (other,) in queue}:
+        return ()
+    return ((item,),) if learner.open(prompt, first, second) else ()
 
 
 def _add_pairs(stats: DifferenceStats, event: Labelled) -> DifferenceStats:
