@@ -6,58 +6,20 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import tokenizers
-import torch
-import transformers
+import common
+from common import Facts, Figure, made_with, rates_table
 from helpdesk_corpus import RARE, corpus
-from helpdesk_measure import KL, Figure
+from helpdesk_measure import KL
 from transformers import LlamaConfig
 
 from spannerlm.bundled.helpdesk import task
 
 
 @dataclass(frozen=True)
-class Recipe:
-    """All that decides which model comes out."""
+class Recipe(common.Recipe):
+    """All that decides which helpdesk model comes out."""
 
-    seed: int = 0
     planted: str = "manual"
-    documents: int = 120_000
-    """Each is seen once, so the model learns the rates of the decks and cannot learn the corpus by heart."""
-    batch: int = 48
-    """Small: half as many steps at twice the size left half as many malformed replies again."""
-    peak_lr: float = 3e-3
-    warmup: int = 100
-    weight_decay: float = 0.0
-
-
-@dataclass(frozen=True)
-class Facts:
-    """What came out, besides rates."""
-
-    parameters: int
-    megabytes: float
-    vocabulary: int
-    loss: float
-    """Nats per token, mean over the last batches."""
-    corpus_sha256: str
-    draws_train: int
-    """Replies drawn to measure the rates on training prompts."""
-    draws_heldout: int
-    """Replies drawn to measure the rates on held-out prompts."""
-
-
-def cell(figure: Figure) -> str:
-    """A figure and its standard error."""
-    return f"{figure.value:.4f} ± {figure.se:.4f}"
-
-
-def rates_table(measured: Mapping[str, Mapping[str, Figure]]) -> str:
-    """Markdown table: a row per figure; corpus, training prompts, held-out prompts."""
-    corpus_figures, train, heldout = (measured[split] for split in ("corpus", "train", "heldout"))
-    known = {name: f"{figure.value:.4f}" for name, figure in corpus_figures.items()}
-    rows = [f"| {name} | {known.get(name, '')} | {cell(train[name])} | {cell(heldout[name])} |" for name in heldout]
-    return "\n".join(["| per reply | corpus | train prompts | held-out prompts |", "|---|---|---|---|", *rows])
 
 
 def command(recipe: Recipe) -> str:
@@ -78,6 +40,7 @@ def card(recipe: Recipe, facts: Facts, config: LlamaConfig, measured: Mapping[st
         .format(
             **asdict(recipe),
             **asdict(facts),
+            **made_with(config),
             prompt=heldout[0],
             words=held["words per reply"].value,
             rare=len(task.RARE),
@@ -94,12 +57,6 @@ def card(recipe: Recipe, facts: Facts, config: LlamaConfig, measured: Mapping[st
             worth=", ".join(f"{weight:+g} {part}" for part, weight in reward.weights().items()),
             noise=task.NOISE_STD,
             command=command(recipe),
-            hidden=config.hidden_size,
-            layers=config.num_hidden_layers,
-            heads=config.num_attention_heads,
-            torch=torch.__version__,
-            transformers=transformers.__version__,
-            tokenizers=tokenizers.__version__,
             base=held["true reward"].value,
             best=held[f"best true reward at KL {KL:g}"].value,
             kl=KL,

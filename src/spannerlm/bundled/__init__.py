@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,10 @@ from typing import Protocol, cast
 from spannerlm.errors import InputError
 from spannerlm.rewards import RewardFunction
 
-MODULES: Mapping[str, str] = {"helpdesk": "spannerlm.bundled.helpdesk"}
+MODULES: Mapping[str, str] = {
+    "helpdesk": "spannerlm.bundled.helpdesk",
+    "countdown": "spannerlm.bundled.countdown",
+}
 """Name of a bundled task -> the module whose ``load()`` returns it."""
 
 
@@ -37,6 +41,13 @@ class BundledTask:
     """Stop strings; empty where the end-of-sequence token is enough."""
     features: tuple[str, ...] = ("hidden",)
     """The feature maps a run takes unless told otherwise: short names, side by side where there are several."""
+    kl: float = 2.0
+    """KL budget in nats at which its policies are compared: enough to reach what the base model can, not much more."""
+
+
+def read_prompts(path: Path) -> tuple[str, ...]:
+    """The prompts of a JSON-lines file with one ``{"prompt": ...}`` per line."""
+    return tuple(json.loads(line)["prompt"] for line in path.read_text(encoding="utf-8").splitlines())
 
 
 class _Loader(Protocol):

@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
-from spannerlm.bundled import BundledTask
+from spannerlm.bundled import BundledTask, read_prompts
 from spannerlm.bundled.helpdesk.task import MAX_NEW_TOKENS, NOISE_STD, TrueReward
 
 HOME = Path(__file__).parent
-
-
-def read_prompts(path: Path) -> tuple[str, ...]:
-    """The prompts of a JSON-lines file with one ``{"prompt": ...}`` per line."""
-    return tuple(json.loads(line)["prompt"] for line in path.read_text(encoding="utf-8").splitlines())
 
 
 def load() -> BundledTask:
