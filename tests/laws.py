@@ -15,8 +15,18 @@ from typing import Any
 import numpy as np
 from scipy.stats import chi2, norm
 
-from spannerlm.environments import TabularEnvironment, rare_skill, tie
+from spannerlm.environments import (
+    FAMILIES,
+    MODIFIERS,
+    HeteroscedasticEnvironment,
+    TabularEnvironment,
+    environment,
+    max_k_dnf,
+    rare_skill,
+    tie,
+)
 from spannerlm.explorers import EXPLORERS, Explorer, TheorySpannerSampling
+from spannerlm.explorers.learner import asked
 from spannerlm.policy import TruncatedSoftmaxPolicy
 from spannerlm.records import (
     Drawn,
@@ -55,10 +65,11 @@ def random_table(seed: int, *, prompts: int = 4, responses: int = 7, dim: int = 
 
 
 def environments() -> dict[str, TabularEnvironment]:
-    """Small ones of every family, and random tables."""
+    """The few that explorers are held to: a hidden value, nothing rare, two responses, random tables."""
     return {
         "rare-skill": rare_skill(0.05, prompts=5, seed=3),
         "tie": tie(prompts=4, responses=9, dim=3, seed=3),
+        "max-k-dnf": max_k_dnf(2, n=4, prompts=12, noise_std=0.5, seed=3),
         "random": random_table(1),
         "one prompt": random_table(2, prompts=2, dim=2),
     }
@@ -73,7 +84,73 @@ def explorers() -> dict[str, Explorer]:
     return {**found, "theory": TheorySpannerSampling(c_cov=3.0, overrides=short)}
 
 
+class Compared(TabularEnvironment):
+    """An environment whose labels are comparisons, and nothing else."""
+
+    feedback = "comparison"
+
+    def reward(self, seed: int) -> Any:
+        """None to be had."""
+        raise AssertionError("a reward was asked for where labels are comparisons")
+
+
+def compared(env: TabularEnvironment) -> Compared:
+    """The same task, labelled by comparisons."""
+    arrays = env.prompt_probs, env.base_probs, env.features, env.mean_rewards
+    return Compared(*arrays, beta=env.beta, noise_std=env.noise_std)
+
+
+def comparing_environments() -> dict[str, TabularEnvironment]:
+    """The smallest of `environments`, labelled by comparisons: a logistic fit takes its time."""
+    return {name: compared(environments()[name]) for name in ("tie", "one prompt")}
+
+
+def comparing_explorers() -> dict[str, Explorer]:
+    """Those that learn from comparisons."""
+    return {name: explorer for name, explorer in explorers().items() if getattr(explorer, "comparisons", False)}
+
+
 # --- laws of environments -------------------------------------------------------------------------------------------
+
+SMALL: dict[str, dict[str, Any]] = {
+    "rare-skill": {"p": 0.05, "prompts": 9},
+    "power-law": {"p": 0.05, "prompts": 9},
+    "deceptive": {"p": 0.05, "prompts": 9},
+    "decoys": {"mass": 0.2, "rare": 4, "prompts": 6},
+    "low-variance": {"prompts": 5, "responses": 30, "dim": 6},
+    "near-orthogonal": {"c": 64},
+    "max-k-dnf": {"k": 3, "n": 8, "prompts": 60},
+    "tie": {"prompts": 4, "responses": 9, "dim": 3},
+}
+"""Parameters of a small member of each family."""
+
+SETTINGS: dict[str, dict[str, Any]] = {
+    "misspecified": {"zeta": 0.5},
+    "irrelevant-directions": {"extra": 3, "rare": 0.1},
+    "duplicated": {"copies": 2},
+    "rotated": {},
+    "prompt-intercepts": {"std": 1.5},
+    "heteroscedastic": {"spread": 9.0},
+    "heavy-noise": {"factor": 3.0},
+}
+"""Parameters of each modifier."""
+
+
+def small(name: str, *modifiers: str) -> TabularEnvironment:
+    """A small member of a family, with the modifiers of these names."""
+    return environment(name, seed=3, modifiers={m: SETTINGS[m] for m in modifiers}, **SMALL[name])
+
+
+def families() -> dict[str, tuple[str, ...]]:
+    """What the laws of environments run over: each family as it is, with each modifier, and with all of them."""
+    chosen = [(), *((m,) for m in MODIFIERS), tuple(MODIFIERS)]
+    return {" + ".join((name, *mods)): (name, *mods) for name in FAMILIES for mods in chosen}
+
+
+def noise_of(env: TabularEnvironment, x: int, y: int) -> float:
+    """The declared standard deviation of labels of one response."""
+    shape = env.noise_shape[x, y] if isinstance(env, HeteroscedasticEnvironment) else 1.0
+    return float(env.noise_std * shape)
 
 
 def policies(env: TabularEnvironment, seed: int) -> list[FloatArray]:
@@ -160,13 +237,14 @@ def draws_follow_the_base(env: TabularEnvironment, n: int = 4000) -> None:
 
 
 def labels_have_the_declared_mean_and_noise(env: TabularEnvironment, n: int = 4000) -> None:
-    """Replicates of one response average to its mean reward, spread by `noise_std`, and do not depend on company."""
+    """Replicates of one response average to its mean reward, spread as declared, and do not depend on company."""
     x, y = 0, int(env.base_probs[0].argmax())
+    std = noise_of(env, x, y)
     reward = env.reward(9)
     values = np.array(reward([str(x)] * n, [str(y)] * n, replicate=range(n)), dtype=np.float64)
     z = norm.isf(CONFIDENCE / 2)
-    assert abs(values.mean() - env.mean_rewards[x, y]) <= z * env.noise_std / np.sqrt(n) + 1e-12
-    assert abs(values.std() - env.noise_std) <= z * env.noise_std / np.sqrt(2 * n) + 1e-12
+    assert abs(values.mean() - env.mean_rewards[x, y]) <= z * std / np.sqrt(n) + 1e-12
+    assert abs(values.std() - std) <= z * std / np.sqrt(2 * n) + 1e-12
     assert reward([str(x)], [str(y)], replicate=[17]) == [values[17]]
 
 
@@ -188,15 +266,16 @@ class Bench:
     """Oracle, rater and books of one run of an explorer."""
 
     env: Any
-    """Anything with `draw` and `reward`."""
+    """Anything with `draw`, `reward` and, where comparisons are asked for, `comparison`."""
     spec: Spec
     declined: Callable[[int, str], bool] = lambda _x, _y: False
-    """Which responses the rater declines: their label is a skip."""
+    """Which responses the rater declines: their label is a skip, and that of every pair they are in."""
     spent: int = 0
     base_spent: int = 0
     """Draws that no softmax sampler made."""
     asked: list[LabelItem] = field(default_factory=list)
-    known: dict[tuple[int, str], list[float | None]] = field(default_factory=dict)
+    known: dict[tuple[Any, ...], list[float | None]] = field(default_factory=dict)
+    """Replicates by (prompt, response), or by (prompt, first, second) in alphabetical order: 1 if first wins."""
     rows: dict[tuple[int, str], FloatArray] = field(default_factory=dict)
 
     def answer(self, k: int, request: Request) -> Outcome:
@@ -205,12 +284,15 @@ class Bench:
             return self._drawn(k, request)
         assert isinstance(request, LabelRequest)
         labels = tuple(self._label(item) for item in request.items)
-        features = np.array([self.rows[item.prompt, item.response] for item in request.items])
+        features = np.array([self._phi(item) for item in request.items])
         return Labelled(labels, features, request.info)
 
     def _drawn(self, k: int, request: DrawRequest) -> Drawn:
         rng = np.random.default_rng([77, k])
         before, tilt = self.spent, request.tilt
+        if request.info.get("enumerate"):
+            draws = self._told(self._list(request.prompts, request.n))
+            return Drawn(draws, self.spent - before, info=request.info)
         if tilt is None:
             draws = self._draw(request.prompts, request.n, rng)
             self.base_spent += self.spent - before
@@ -231,7 +313,13 @@ class Bench:
         return Drawn(draws, self.spent - before, tuple(a.exhausted for a in found), request.info)
 
     def _draw(self, prompts: Iterable[int], n: int, rng: np.random.Generator) -> tuple[Draws, ...]:
-        draws = self.env.draw(tuple(prompts), n, rng=rng)
+        return self._told(self.env.draw(tuple(prompts), n, rng=rng))
+
+    def _list(self, prompts: tuple[int, ...], limit: int) -> tuple[Draws, ...]:
+        found: tuple[Draws, ...] = self.env.enumerate(prompts, limit)
+        return found
+
+    def _told(self, draws: tuple[Draws, ...]) -> tuple[Draws, ...]:
         self.spent += sum(int(record.counts.sum()) for record in draws)
         for record in draws:
             for response, phi in zip(record.responses, record.features, strict=True):
@@ -239,20 +327,32 @@ class Bench:
         return draws
 
     def _label(self, item: LabelItem) -> Label:
-        """As the ledger does: a fresh item is a new replicate, any other is bought once."""
-        key = item.prompt, item.response
-        assert key in self.rows, f"label asked for {key}, which was never drawn"
+        """As the ledger does: a fresh item is a new replicate, any other is bought once, a pair whichever way round."""
+        x, y, opponent = item.prompt, item.response, item.opponent
+        texts = (y,) if opponent is None else tuple(sorted((y, opponent)))
+        for text in texts:
+            assert (x, text) in self.rows, f"label asked for {x, text}, which was never drawn"
+        assert len(set(texts)) == len(texts), f"{x, y} compared with itself"
         self.asked.append(item)
-        replicates = self.known.setdefault(key, [])
-        if replicates and not item.fresh:
-            value = replicates[0]
-            return Label(*key, value, 0, "skip" if value is None else "label", charged=False)
-        k = len(replicates)
-        value = None
-        if not self.declined(*key):
-            value = self.env.reward(1)([str(item.prompt)], [item.response], replicate=[k])[0]
-        replicates.append(value)
-        return Label(*key, value, k, "skip" if value is None else "label")
+        replicates = self.known.setdefault((x, *texts), [])
+        reused = bool(replicates) and not item.fresh
+        k = 0 if reused else len(replicates)
+        if not reused:
+            replicates.append(None if any(self.declined(x, text) for text in texts) else self._value(x, texts, k))
+        value = replicates[k]
+        if value is not None and y != texts[0]:
+            value = 1.0 - value
+        return Label(x, y, value, k, "skip" if value is None else "label", charged=not reused, opponent=opponent)
+
+    def _value(self, x: int, texts: tuple[str, ...], k: int) -> float | None:
+        """Replicate k of a reward, or of a comparison as of its first text."""
+        rater = self.env.reward(1) if len(texts) == 1 else self.env.comparison(1, self.spec.scale)
+        return rater([str(x)], *([text] for text in texts), replicate=[k])[0]
+
+    def _phi(self, item: LabelItem) -> FloatArray:
+        """Relative where responses are compared."""
+        phi = self.rows[item.prompt, item.response]
+        return phi if item.opponent is None else phi - self.rows[item.prompt, item.opponent]
 
     @property
     def bought(self) -> int:
@@ -313,7 +413,8 @@ def drive(explorer: Explorer, bench: Bench, *, seed: int = 0, delay: int = 0, st
 
 def spec_of(env: TabularEnvironment, **changes: Any) -> Spec:
     """What an explorer is told of an environment: 40 fresh labels in batches of 6, unless changed."""
-    told = {"labels": 40, "draws": None, "batch": 6, "beta": env.beta, "fresh": True, **changes}
+    feedback = getattr(env, "feedback", "scalar")
+    told = {"labels": 40, "draws": None, "batch": 6, "beta": env.beta, "fresh": True, "feedback": feedback, **changes}
     return Spec(env.prompt_probs, env.dim, **told)
 
 
@@ -398,14 +499,15 @@ def every_label_is_spent(explorer: Explorer, env: TabularEnvironment) -> None:
 
 def nothing_is_asked_twice(explorer: Explorer, env: TabularEnvironment) -> None:
     """Where a label settles its response, no response is asked for again: answered, out, skipped or told by others."""
-    spec = spec_of(env, labels=400, fresh=False)
+    spec = spec_of(env, fresh=False)
+    spec = replace(spec, labels=400 if spec.feedback == "scalar" else 100)  # of 21 pairs or 144, of 20 to 205 responses
 
     def declined(x: int, y: str) -> bool:
         return (x + int(y)) % 3 == 0
 
     for delay in (0, 3):
         trace = drive(explorer, Bench(env, spec, declined), delay=delay)
-        again = [item for item, n in Counter(trace.bench.asked).items() if n > 1]
+        again = [item for item, n in Counter(map(asked, trace.bench.asked)).items() if n > 1]
         assert not again, again[:3]
         assert not any(item.fresh for item in trace.bench.asked)
         assert any(value is None for values in trace.bench.known.values() for value in values)
@@ -420,10 +522,10 @@ def labels_from_elsewhere_count(explorer: Explorer, env: TabularEnvironment) -> 
 
 
 def what_others_told_is_not_asked(explorer: Explorer, env: TabularEnvironment) -> None:
-    """A response whose label came from elsewhere is not asked for, where a label settles its response."""
+    """A response or pair whose label came from elsewhere is not asked for, where a label settles it."""
     for early in (True, False):
         bench, _, told = drive_and_tell(explorer, env, early=early)
-        assert told not in bench.asked, "asked for a response whose label had come from elsewhere"
+        assert asked(told) not in map(asked, bench.asked), "asked for what had been told by others"
 
 
 def drive_and_tell(explorer: Explorer, env: TabularEnvironment, *, early: bool) -> tuple[Bench, Any, LabelItem]:
@@ -443,34 +545,74 @@ def drive_and_tell(explorer: Explorer, env: TabularEnvironment, *, early: bool) 
 
 
 def _tell_most_frequent(explorer: Explorer, env: TabularEnvironment, bench: Bench, state: Any) -> tuple[Any, LabelItem]:
-    """The state after a foreign label of the likeliest response that has none, and that response."""
-    x = int(env.prompt_probs.argmax())
-    left = [y for y in np.argsort(-env.base_probs[x]) if (x, str(y)) not in bench.known]
-    y = int(left[0])
-    label = Label(x, str(y), 3.0)
+    """The state after a foreign label of the likeliest response or pair that has none, and what was labelled."""
+    item = next(item for item in _likeliest(env, bench.spec) if asked(item) not in bench.known)
+    x, opponent = item.prompt, item.opponent
+    value, phi = 3.0, env.features[x, [int(item.response)]]
+    if opponent is not None:
+        value, phi = 1.0, phi - env.features[x, int(opponent)]
+    bench.known[asked(item)] = [value if opponent is None or item.response < opponent else 1.0 - value]
     before = explorer.learner(state)
-    bench.known[x, str(y)] = [3.0]
-    state = explorer.absorb(state, Labelled((label,), env.features[x, [y]]))
+    state = explorer.absorb(state, Labelled((Label(x, item.response, value, opponent=opponent),), phi))
     after = explorer.learner(state)
-    assert after.stats.labels == before.stats.labels + 1, "a label from elsewhere was not learned from"
-    assert after.stats.value_sums[x] == before.stats.value_sums[x] + 3.0
-    return state, LabelItem(x, str(y))
+    learned = after.stats.labels + after.comparisons.comparisons - before.stats.labels - before.comparisons.comparisons
+    assert learned == 1, "a label from elsewhere was not learned from"
+    assert opponent is not None or after.stats.value_sums[x] == before.stats.value_sums[x] + value
+    return state, item
+
+
+def _likeliest(env: TabularEnvironment, spec: Spec) -> Iterable[LabelItem]:
+    """What may be labelled, by prompt and then by response, the likeliest first; pairs hold the likeliest of all."""
+    for x in np.argsort(-env.prompt_probs)[: np.count_nonzero(env.prompt_probs)]:
+        first, *others = (str(y) for y in np.argsort(-env.base_probs[x]))
+        if spec.feedback == "comparison":
+            yield from (LabelItem(int(x), first, opponent=y) for y in others)
+        else:
+            yield from (LabelItem(int(x), y) for y in (first, *others))
+
+
+@dataclass
+class Oracle:
+    """Draws and labels of ``truth``; what is drawn, and nothing else, is written into the features ``shown``."""
+
+    truth: TabularEnvironment
+    shown: FloatArray
+    """[X, Y, d]"""
+
+    def draw(self, prompts: Iterable[int], n: int, *, rng: np.random.Generator) -> tuple[Draws, ...]:
+        """The draws, which are shown from now on."""
+        found = self.truth.draw(tuple(prompts), n, rng=rng)
+        for record in found:
+            self.shown[record.prompt, [int(y) for y in record.responses]] = record.features
+        return found
+
+    def enumerate(self, prompts: Iterable[int], limit: int) -> tuple[Draws, ...]:
+        """Nothing: a model cannot list its responses."""
+        raise AssertionError("asked for responses that were never drawn")
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.truth, name)
 
 
 def only_draws_are_seen(explorer: Explorer, env: TabularEnvironment) -> None:
-    """Poisoning the features of responses that were not drawn changes no request and no parameter."""
+    """Hiding all there is to know but what the oracle has returned so far changes no request and no parameter.
+
+    Hidden are the features of responses until they are drawn, all probabilities and all mean rewards.
+    """
     spec = spec_of(env, labels=12, draws=400)
     trace = drive(explorer, Bench(env, spec))
-    truth, hidden = env.features, np.full_like(env.features, np.nan)
-    for x, y in trace.bench.rows:
-        hidden[x, int(y)] = truth[x, int(y)]
-    object.__setattr__(env, "features", hidden)  # in place: an explorer may hold the environment itself
+    truth = {name: getattr(env, name) for name in ("features", "base_probs", "mean_rewards")}
+    hidden = {name: np.full_like(array, np.nan) for name, array in truth.items()}
+    oracle = Oracle(replace(env), hidden["features"])
+    for name, array in hidden.items():
+        object.__setattr__(env, name, array)  # in place: an explorer may hold the environment itself
     try:
-        again = drive(explorer, Bench(env, spec))
+        again = drive(explorer, Bench(oracle, spec))
+        theta = explorer.policy(again.state).theta
     finally:
-        object.__setattr__(env, "features", truth)
+        for name, array in truth.items():
+            object.__setattr__(env, name, array)
     assert fingerprint(again.requests) == fingerprint(trace.requests)
-    theta = explorer.policy(again.state).theta
     assert np.isfinite(theta).all()
     np.testing.assert_array_equal(theta, explorer.policy(trace.state).theta)
 
@@ -486,7 +628,7 @@ def degenerate_tasks_end_well(explorer: Explorer, env: TabularEnvironment) -> No
         (1e6 * env.features, env.mean_rewards, 0.4),
         (1e-6 * env.features + 10.0, 1e4 * env.mean_rewards, 0.0),
     ):
-        task = TabularEnvironment(env.prompt_probs, env.base_probs, features, rewards, beta=env.beta, noise_std=noise)
+        task = replace(env, features=features, mean_rewards=rewards, noise_std=noise)
         for fresh in (True, False):
             trace = drive(explorer, Bench(task, spec_of(task, labels=13, draws=300, fresh=fresh)))
             table = explorer.policy(trace.state).table(task)

@@ -10,10 +10,11 @@ import laws
 import numpy as np
 import pytest
 
-from spannerlm.environments import TabularEnvironment, rare_skill
+from spannerlm.environments import TabularEnvironment
+from spannerlm.errors import InputError
 from spannerlm.explorers import Explorer, Passive
 from spannerlm.policy import LinearSoftmaxPolicy, tilt
-from spannerlm.records import Draws, LabelItem, Labelled, LabelRequest, StopRequest
+from spannerlm.records import DrawRequest, Draws, Labelled, LabelRequest, StopRequest
 
 REUSES = "its pairs share responses, whose labels the ledger answers at no cost"
 EXEMPT = {("theory", laws.nothing_is_asked_twice): REUSES, ("theory", laws.what_others_told_is_not_asked): REUSES}
@@ -29,12 +30,36 @@ def test_environments_obey(law: Callable[..., None], name: str) -> None:
 @pytest.mark.parametrize("law", laws.EXPLORER_LAWS, ids=lambda law: law.__name__)
 @pytest.mark.parametrize("name", laws.explorers())
 def test_explorers_obey(law: Callable[..., None], name: str) -> None:
-    if (name, law) in EXEMPT:
+    explorer = laws.explorers()[name]
+    sees_all = law is laws.only_draws_are_seen and getattr(explorer, "enumerates", False)
+    if sees_all or (name, law) in EXEMPT:
         with pytest.raises(AssertionError):  # an exemption that is not needed any more is to go
-            law(laws.explorers()[name], laws.environments()["tie"])
+            law(explorer, laws.environments()["tie"])
         return
     for env in laws.environments().values():
-        law(laws.explorers()[name], env)
+        law(explorer, env)
+
+
+@pytest.mark.parametrize("law", laws.EXPLORER_LAWS, ids=lambda law: law.__name__)
+@pytest.mark.parametrize("name", laws.comparing_explorers())
+def test_explorers_obey_where_labels_are_comparisons(law: Callable[..., None], name: str) -> None:
+    for env in laws.comparing_environments().values():
+        law(laws.comparing_explorers()[name], env)
+
+
+@pytest.mark.parametrize("name", laws.explorers())
+def test_explorers_learn_from_comparisons_or_refuse_them(name: str) -> None:
+    explorer, env = laws.explorers()[name], laws.compared(laws.environments()["tie"])
+    spec = laws.spec_of(env)
+    if name not in laws.comparing_explorers():
+        with pytest.raises(InputError, match="comparison"):
+            explorer.init(spec)
+        return
+    trace = laws.drive(explorer, laws.Bench(env, spec))
+    assert trace.bench.asked
+    assert all(item.opponent is not None for item in trace.bench.asked)
+    assert explorer.learner(trace.state).comparisons.comparisons == trace.bench.bought == spec.labels
+    assert env.regret(explorer.policy(trace.state).table(env)) < 0.7 * env.regret(env.base_probs)
 
 
 # --- environments broken on purpose ---------------------------------------------------------------------------------
@@ -207,22 +232,19 @@ class ForgetsOthers(Wrapped):
 
 
 class Peeks(Wrapped):
-    """Orders the labels it asks for by features of all responses, drawn or not."""
+    """Orders what it asks for by something of each prompt that it reads off the environment itself."""
 
-    def __init__(self, env: TabularEnvironment) -> None:
+    def __init__(self, look: Callable[[], np.ndarray]) -> None:
         super().__init__()
-        self.env = env
+        self.look = look
 
     def decide(self, state: Any, *, rng: np.random.Generator) -> Any:
-        request = self.inner.decide(state, rng=rng)
-        if not isinstance(request, LabelRequest):
-            return request
-        spread = self.env.features.std(axis=(1, 2))
-
-        def key(item: LabelItem) -> float:
-            return float(spread[item.prompt])
-
-        return replace(request, items=tuple(sorted(request.items, key=key)))
+        request, order = self.inner.decide(state, rng=rng), self.look()
+        if isinstance(request, LabelRequest):
+            return replace(request, items=tuple(sorted(request.items, key=lambda item: order[item.prompt])))
+        if isinstance(request, DrawRequest):
+            return replace(request, prompts=tuple(sorted(request.prompts, key=lambda x: order[x])))
+        return request
 
 
 class DividesByNothing(Wrapped):
@@ -260,11 +282,32 @@ def test_explorer_laws_catch(law: Callable[..., None], explorer: Explorer) -> No
         law(explorer, laws.environments()["random"])
 
 
-def test_explorer_laws_catch_a_look_at_what_was_not_drawn() -> None:
-    env = rare_skill(0.001, prompts=5)
+@pytest.mark.parametrize("name", ["features", "base_probs", "mean_rewards"])
+def test_explorer_laws_catch_a_look_at_what_was_not_drawn(name: str) -> None:
+    env = laws.random_table(4, prompts=6)
+
+    def look() -> np.ndarray:
+        first = np.nan_to_num(getattr(env, name)[:, :3])
+        return first.reshape(len(first), -1).sum(axis=1)
+
     laws.only_draws_are_seen(Passive(pool=16), env)
     with pytest.raises(AssertionError):
-        laws.only_draws_are_seen(Peeks(env), env)
+        laws.only_draws_are_seen(Peeks(look), env)
+
+
+@pytest.mark.parametrize(
+    ("law", "broken"),
+    [
+        (laws.budgets_hold, Overspends),
+        (laws.labels_from_elsewhere_count, DeafToOthers),
+        (laws.what_others_told_is_not_asked, ForgetsOthers),
+    ],
+)
+def test_explorer_laws_catch_where_labels_are_comparisons(law: Callable[..., None], broken: Any) -> None:
+    env, obedient = laws.comparing_environments()["one prompt"], laws.comparing_explorers()["online-dpo"]
+    law(obedient, env)
+    with pytest.raises(AssertionError):
+        law(broken(obedient), env)
 
 
 def test_every_law_is_shown_to_catch_something() -> None:
