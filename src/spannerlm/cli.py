@@ -22,18 +22,15 @@ from rich.console import Console
 from rich.padding import Padding
 from rich.text import Text
 
+from spannerlm.bench import command
 from spannerlm.errors import ConfigError, InputError
 from spannerlm.live import LiveView, show_report, stripped
+from spannerlm.options import Json, Quiet, examples
 from spannerlm.progress import Progress
 from spannerlm.terminal import Interrupts, boundary, kept, print_json, print_lines, reserved_stdout
 
 if TYPE_CHECKING:
     from spannerlm.config import RunConfig
-
-
-def _examples(*lines: str) -> str:
-    """The end of a help page, line breaks kept."""
-    return "\b\nExamples:\n" + "\n".join(f"  {line}" for line in lines)
 
 
 app = typer.Typer(
@@ -42,7 +39,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
-    epilog=_examples(
+    epilog=examples(
         "spannerlm run                              the bundled model and task, about a minute",
         "spannerlm run my.yaml --labels 200         your own model, prompts and reward",
         "spannerlm sample runs/helpdesk-1 --prompt 'my parcel has not arrived'",
@@ -59,8 +56,6 @@ class InDoubt(StrEnum):
 
 
 Directory = Annotated[Path, typer.Argument(metavar="DIR", help="Directory of a run.", show_default=False)]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output and nothing else.")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")]
 
 
 def main() -> None:
@@ -87,7 +82,7 @@ def spannerlm(
 
 @app.command(
     short_help="Explore a language model and report on it.",
-    epilog=_examples(
+    epilog=examples(
         "spannerlm run",
         "spannerlm run --labels 50 --seed 1 --out runs/small",
         "spannerlm run my.yaml --set kl=1.5 --set generation.max_new_tokens=32",
@@ -129,7 +124,7 @@ def run(
 
 @app.command(
     short_help="Go on with a run that was stopped.",
-    epilog=_examples("spannerlm resume runs/helpdesk-1", "spannerlm resume runs/helpdesk-1 --in-doubt drop"),
+    epilog=examples("spannerlm resume runs/helpdesk-1", "spannerlm resume runs/helpdesk-1 --in-doubt drop"),
 )
 def resume(
     directory: Directory,
@@ -154,7 +149,7 @@ def resume(
 
 @app.command(
     short_help="Make the report of a finished run again.",
-    epilog=_examples("spannerlm report runs/helpdesk-1", "spannerlm report runs/helpdesk-1 --json"),
+    epilog=examples("spannerlm report runs/helpdesk-1", "spannerlm report runs/helpdesk-1 --json"),
 )
 def report(directory: Directory, as_json: Json = False) -> None:
     """Make report.html and the figures of a finished run again from its stored rows, and show its table."""
@@ -171,7 +166,7 @@ def report(directory: Directory, as_json: Json = False) -> None:
 
 @app.command(
     short_help="Draw responses from the learned policy.",
-    epilog=_examples(
+    epilog=examples(
         "spannerlm sample runs/helpdesk-1 --prompt 'my parcel has not arrived' -n 3",
         "spannerlm sample runs/helpdesk-1 --prompts prompts.jsonl --json > samples.json",
     ),
@@ -211,7 +206,7 @@ def sample(
                 _show_samples(console, answers)
 
 
-@app.command(short_help="Check that nothing in a run is damaged.", epilog=_examples("spannerlm verify runs/helpdesk-1"))
+@app.command(short_help="Check that nothing in a run is damaged.", epilog=examples("spannerlm verify runs/helpdesk-1"))
 def verify(directory: Directory, as_json: Json = False) -> None:
     """Check that the ledger and the draws of a run are what was written; changes nothing. Exit status 1 if not."""
     with boundary(as_json):
@@ -233,7 +228,7 @@ def verify(directory: Directory, as_json: Json = False) -> None:
 
 @app.command(
     short_help="Make one file that holds all of a run.",
-    epilog=_examples("spannerlm backup runs/helpdesk-1 helpdesk-1.backup"),
+    epilog=examples("spannerlm backup runs/helpdesk-1 helpdesk-1.backup"),
 )
 def backup(
     directory: Directory,
@@ -255,6 +250,9 @@ def backup(
                 print_json(console, {"file": str(file), "bytes": size})
             else:
                 print_lines(console, [f"{file}: {size:,} bytes, the whole of {directory}"])
+
+
+app.command(short_help=command.HELP, epilog=command.EXAMPLES)(command.bench)
 
 
 # --- wiring ---------------------------------------------------------------------------------------------------------
