@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from spannerlm import cli
+from spannerlm.ledger import Ledger
 
 COMMAND = [sys.executable, "-c", "from spannerlm.cli import main; main()"]
 SMALL = [
@@ -221,7 +222,7 @@ def test_report_shows_the_table_within_80_columns_and_the_same_as_json(at_home, 
     status, out, _ = at_home("report", "runs/helpdesk-1")
     assert status == 0
     assert max(map(len, out.splitlines())) <= 80
-    for part in ("base model", "spanner-sampling", "prompt", "before", "after", "report.html", "time"):
+    for part in ("base model", "directed", "prompt", "before", "after", "report.html", "time"):
         assert part in out
     status, out, _ = at_home("report", "runs/helpdesk-1", "--json")
     assert (status, json.loads(out)["counts"]) == (0, json.loads(resumed[1])["counts"])
@@ -252,6 +253,19 @@ def test_backup_makes_one_file_and_overwrites_none(at_home, tmp_path):
     status, _, err = at_home("backup", "runs/helpdesk-1", tmp_path / "copy")
     assert status == 1
     assert "expected a file that does not exist yet" in err
+
+
+def test_run_learns_from_comparisons(call, tmp_path):
+    small = [setting for setting in SMALL if setting.startswith("--set=") and "reward" not in setting]
+    status, out, err = call("run", *small, "--labels=60", "--set", "feedback=comparison", "--out", "pairs", "--json")
+    assert status == 0, err
+    report = json.loads(out)
+    assert report["counts"]["labels"] == 60
+    assert report["feedback"] == "comparison"
+    assert list(report["baselines"]) == ["random comparisons"]
+    assert (tmp_path / "pairs" / "report.html").exists()
+    with Ledger.open(tmp_path / "pairs", read_only=True) as ledger:
+        assert ledger.counts.labels == 60
 
 
 def test_in_doubt_ask_has_nothing_to_ask_where_nothing_is_in_doubt(home, resumed):

@@ -12,7 +12,7 @@ from spannerlm import bundled
 from spannerlm.config import RunConfig, dump_config, load_config
 from spannerlm.errors import ConfigError
 
-KNOWN = {"task": bundled.MODULES, "explorer": ("spanner-sampling", "passive", "random-singles")}
+KNOWN = {"task": bundled.MODULES, "explorer": ("directed", "spanner-sampling", "passive", "random-singles")}
 
 
 def load(tmp_path, text, *overrides, known=None):
@@ -86,6 +86,26 @@ def test_a_file_and_overrides_in_their_order(tmp_path):
             "task: null",
             "run.yaml:1: task: without a bundled task, expected model, prompts and reward, got no model and",
         ),
+        (
+            "compare: c.py:f",
+            "run.yaml:1: compare: without a bundled task, expected model, prompts and reward, got no mo",
+        ),
+        ("compare: x.py", "run.yaml:1: compare: expected path/to/file.py:function, got 'x.py' (text)"),
+        ("feedback: pairs", "run.yaml:1: feedback: expected scalar or comparison, got 'pairs' (text)"),
+        ("scale: 0", "run.yaml:1: scale: expected a number above 0, got 0 (a whole number)"),
+        (
+            "scale: 2",
+            "run.yaml:1: scale: expected none where feedback is scalar, got 2.0; set feedback to comparison, or",
+        ),
+        ("task: helpdesk\ncompare: c.py:f", "run.yaml:2: compare: expected none where feedback is scalar, got "),
+        (
+            "task: helpdesk\nreward: r.py:f\nfeedback: comparison",
+            "run.yaml:3: feedback: expected compare, a function that compares two responses, or a free reward to",
+        ),
+        (
+            "model: m\nprompts: p.txt\nfeedback: comparison\ncompare: c.py:f\neval_labels: 3",
+            "run.yaml:5: eval_labels: expected a reward beside compare, because comparisons do not tell how good a",
+        ),
         ("reward: x.py", "run.yaml:1: reward: expected path/to/file.py:function, got 'x.py' (text)"),
         ("task: helpdesk\nreward: x.py:f\nreward_noise: 1", "run.yaml:3: reward_noise: expected no noise for a reward"),
         (
@@ -99,9 +119,12 @@ def test_a_file_and_overrides_in_their_order(tmp_path):
         ),
         (
             "explorer: passiv",
-            "run.yaml:1: explorer: expected one of passive, random-singles, spanner-sampling, got 'pass",
+            "run.yaml:1: explorer: expected one of directed, passive, random-singles, spanner-sampling, got 'pass",
         ),
-        ("task: helpdsk", "run.yaml:1: task: expected one of helpdesk, got 'helpdsk' (text); did you mean 'helpdesk'?"),
+        (
+            "task: helpdsk",
+            "run.yaml:1: task: expected one of countdown, helpdesk, got 'helpdsk' (text); did you mean 'helpdesk'?",
+        ),
     ],
 )
 def test_each_mistake_is_named_with_its_place(tmp_path, text, message):
@@ -167,6 +190,22 @@ def test_a_bundled_task_may_have_its_parts_replaced_when_it_is_named(tmp_path):
     config = load(tmp_path, "task: helpdesk\nreward: r.py:f\n", known=KNOWN)
     assert (config.task, config.free) == ("helpdesk", False)
     assert load(tmp_path, "task: helpdesk\nreward: r.py:f\nreward_free: true\nreward_noise: 0.5\n").free
+
+
+def test_comparisons_may_take_the_place_of_a_reward(tmp_path):
+    own = f"model: {tmp_path}\nprompts: p.txt\nfeedback: comparison\ncompare: c.py:f\n"
+    config = load(tmp_path, own)
+    assert (config.task, config.reward, config.free, config.scale) == (None, None, False, 1.0)
+    assert config.compare == f"{tmp_path}/c.py:f"
+    both = load(tmp_path, own + "reward: r.py:f\neval_labels: 3\n")
+    assert (both.free, both.eval_labels) == (False, 3)
+    assert load(tmp_path, own + "reward: r.py:f\nreward_free: true\n").free
+
+
+def test_comparisons_are_simulated_where_the_reward_is_free(tmp_path):
+    assert load(tmp_path, "feedback: comparison\nscale: 0.3\n").free
+    assert not load(tmp_path, "task: helpdesk\nfeedback: comparison\ncompare: c.py:f\n").free
+    assert load(tmp_path, "task: helpdesk\nfeedback: comparison\ncompare: c.py:f\nreward_free: true\n").free
 
 
 def test_a_number_with_an_exponent_is_a_number_and_not_yamls_text(tmp_path):

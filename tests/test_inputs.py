@@ -10,8 +10,8 @@ import pytest
 
 from spannerlm import inputs
 from spannerlm.errors import InputError, RewardError
-from spannerlm.inputs import Prompts, load_reward, read_prompts
-from spannerlm.rewards import call_reward, is_pure
+from spannerlm.inputs import Prompts, load_compare, load_reward, read_prompts
+from spannerlm.rewards import call_comparison, call_reward, is_pure
 
 TEXTS = ("How are you?", "Où est\u2028la gare ?", '"quoted", \\ and 🌍')
 
@@ -170,6 +170,47 @@ first_only = lambda prompts, completions, /: []
 async def later(prompts, completions):
     return []
 """
+
+
+COMPARISONS = """
+def longer(prompts, completions, opponents, level):
+    return [0.5 + 0.5 * (len(a) > len(b)) - 0.5 * (len(a) < len(b)) for a, b in zip(completions, opponents)]
+longer.pure = True
+def swapped(opponents, completions, prompts, **columns):
+    return [float(a < b) for a, b in zip(completions, opponents)]
+def reward(prompts, completions):
+    return []
+number = 3
+"""
+
+
+def test_a_comparison_is_called_by_the_names_of_its_arguments(tmp_path):
+    path = write(tmp_path, "pairs.py", COMPARISONS)
+    longer, swapped = (load_compare(f"{path}:{name}", ["level"]) for name in ("longer", "swapped"))
+    assert call_comparison(longer, ["x"] * 3, ["aa", "a", "b"], ["b", "bb", "c"], {"level": [1] * 3}) == [1.0, 0.0, 0.5]
+    assert call_comparison(swapped, ["x"] * 2, ["a", "b"], ["b", "a"], {}) == [1.0, 0.0]
+    assert is_pure(longer)
+    assert list(inspect.signature(swapped).parameters)[:3] == ["opponents", "completions", "prompts"]
+    sys.path.remove(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("name", "columns", "message"),
+    [
+        ("reward", [], "reward: expected a function (prompts, completions, opponents, **columns) -> list of numbers"),
+        ("longer", [], "longer: expected the argument 'level' to be a column of the prompts, which have no columns"),
+        ("longer", ["level", "opponents"], "expected another name for the column 'opponents'"),
+        ("number", [], "expected 'number' to be a function, got 3 (int)"),
+        ("lnger", [], "expected a function 'lnger', found none; it has longer, swapped, reward; did you mean 'longer'"),
+    ],
+)
+def test_what_is_no_comparison_is_refused_by_name(tmp_path, name, columns, message):
+    path = write(tmp_path, "pairs.py", COMPARISONS)
+    with pytest.raises(InputError, match=r"^compare: ") as caught:
+        load_compare(f"{path}:{name}", columns)
+    assert message in str(caught.value)
+    if str(tmp_path) in sys.path:
+        sys.path.remove(str(tmp_path))
 
 
 @pytest.fixture

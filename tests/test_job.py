@@ -31,6 +31,10 @@ def words(prompts, completions, **columns):
 def broken(prompts, completions):
     return [1.0]
 
+def more(prompts, completions, opponents, **columns):
+    gaps = [a - b for a, b in zip(words(prompts, completions), words(prompts, opponents))]
+    return [0.5 if gap == 0 else float(gap > 0) for gap in gaps]
+
 def picky(prompts, completions, bonus):
     return [None if "c" in text.split() else b + len(text) for text, b in zip(completions, bonus)]
 '''
@@ -77,15 +81,15 @@ def test_the_table_compares_at_equal_kl_on_heldout_prompts(
         "base model",
         "random, same labels",
         "random, 10x labels",
-        "spanner-sampling",
+        "directed",
         "true-reward optimum",
     ]
-    assert rows["random, same labels"]["labels"] == rows["spanner-sampling"]["labels"] == 40
+    assert rows["random, same labels"]["labels"] == rows["directed"]["labels"] == 40
     assert rows["random, 10x labels"]["labels"] == 400
     assert all(row["kl"] == pytest.approx(2.0, abs=1e-3) for name, row in rows.items() if name != "base model")
     assert all(row["low"] <= row["value"] <= row["high"] for row in rows.values())
     best = rows["true-reward optimum"]["value"]
-    assert rows["base model"]["value"] < rows["spanner-sampling"]["value"] <= best + 1e-9
+    assert rows["base model"]["value"] < rows["directed"]["value"] <= best + 1e-9
     assert report["counts"]["eval_draws"] == 6 * 64
     assert report["counts"]["labels"] == 40
     assert report["counts"]["draws"] <= 1200
@@ -162,7 +166,7 @@ def test_the_users_own_model_prompts_and_reward(kind: str, template: str | None,
     report = run_job(load_config(None, [*settings, "eval_labels=12", "labels=52"]), tmp_path / "run")
     assert report["true_reward_free"] is False
     assert report["baselines"] == {}
-    assert [row["name"] for row in report["table"]] == ["base model", "spanner-sampling"]
+    assert [row["name"] for row in report["table"]] == ["base model", "directed"]
     names = [e["name"] for e in report["estimates"]]
     assert names == ["posterior prediction", "off-policy estimate, base model", "off-policy estimate, learned policy"]
     prediction, base, learned = report["estimates"]
@@ -185,6 +189,59 @@ def test_a_reward_declared_free_brings_baselines(tmp_path: Path) -> None:
     report = run_job(load_config(None, [*own_task(tmp_path, prompts=6), "reward_free=true"]), tmp_path / "run")
     assert [row["name"] for row in report["table"]][-1] == "true-reward optimum"
     assert "random-singles" in report["baselines"]
+
+
+def test_comparisons_of_the_bundled_task_are_simulated(tmp_path: Path) -> None:
+    """One comparison is one label; values come from the true reward, and random pairs are compared beside them."""
+    settings = [*SMALL, "feedback=comparison", "scale=0.3", "labels=30"]
+    report = run_job(load_config(None, settings), tmp_path / "run")
+    assert report["counts"]["labels"] == 30
+    assert report["feedback"] == "comparison"
+    names = [row["name"] for row in report["table"]]
+    same, more = "random, same labels", "random, 10x labels"
+    assert names == ["base model", same, more, "directed", "true-reward optimum"]
+    assert [row["labels"] for row in report["table"]] == [0, 30, 300, 30, None]
+    assert list(report["baselines"]) == ["random comparisons"]
+    assert report["fit"]["reading"].startswith("not known: the fit is cross-validated on rewards only")
+    assert report["estimates"] == []
+    assert "comparisons at s = 0.3" in (tmp_path / "run" / "report.html").read_text()
+    assert Ledger.verify(tmp_path / "run").ok
+    assert load_config(tmp_path / "run" / "config.yaml").scale == 0.3
+
+
+def test_the_users_comparisons_predict_a_gain_and_no_level(tmp_path: Path) -> None:
+    own = [setting for setting in own_task(tmp_path) if not setting.startswith("reward=")]
+    own += ["feedback=comparison", f"compare={tmp_path / 'reward.py'}:more"]
+    report = run_job(load_config(None, own), tmp_path / "run")
+    assert (report["true_reward_free"], report["baselines"]) == (False, {})
+    (gain,) = report["estimates"]
+    assert gain["name"] == "predicted gain over the base model"
+    assert gain["low"] < gain["value"] < gain["high"]
+    assert gain["value"] > 0.0
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "is predicted to earn" in page
+    assert "Comparisons tell which reply is better, not how good it is." in page
+    assert np.isnan([row["value"] for row in report["table"]]).all()
+    (tmp_path / "reward.py").write_text(REWARD + "\n# another version\n")
+    again = resume_job(tmp_path / "run")
+    assert "file has changed" in again["warnings"][0]
+    assert again["estimates"] == report["estimates"]
+
+
+def test_rewards_beside_comparisons_measure_the_result(tmp_path: Path) -> None:
+    """They are bought for held-out responses only, from the same budget."""
+    own = [*own_task(tmp_path), "feedback=comparison", f"compare={tmp_path / 'reward.py'}:more"]
+    report = run_job(load_config(None, [*own, "labels=52", "eval_labels=12"]), tmp_path / "run")
+    names = [e["name"] for e in report["estimates"]]
+    gain = "predicted gain over the base model"
+    assert names == [gain, "off-policy estimate, base model", "off-policy estimate, learned policy"]
+    assert (report["counts"]["labels"], report["counts"]["eval_labels"]) == (40, 12)
+    assert all(e["low"] < e["value"] < e["high"] for e in report["estimates"])
+
+
+def test_an_explorer_of_rewards_refuses_comparisons(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="'random-singles': expected scalar rewards, got feedback='comparison'"):
+        run_job(load_config(None, [*SMALL, "feedback=comparison", "explorer=random-singles"]), tmp_path / "run")
 
 
 def test_a_broken_reward_is_named_and_nothing_is_lost(tmp_path: Path) -> None:

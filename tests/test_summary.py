@@ -7,10 +7,11 @@ import pytest
 
 from spannerlm.coverage import Interval
 from spannerlm.evaluation import EvaluationPool, Fit, knee
+from spannerlm.logistic import ComparisonStats, fit_comparisons
 from spannerlm.measures import TruthMeasure
 from spannerlm.policy import padded
 from spannerlm.records import Draws
-from spannerlm.summary import KLS, Baseline, Board, _reading, recommend, spectrum
+from spannerlm.summary import KLS, Baseline, Board, _prediction, _reading, recommend, spectrum
 
 NAN = float("nan")
 
@@ -142,3 +143,24 @@ def test_what_the_fit_means(interval: Interval, words: str) -> None:
     assert text.startswith(words)
     assert "-" not in text
     assert "nan" not in text
+
+
+def test_comparisons_predict_the_gain_over_the_base_model() -> None:
+    """Against a loop over prompts and responses; the interval from the posterior's own moments."""
+    rng = np.random.default_rng(2)
+    relative = rng.normal(size=(300, 2))
+    outcomes = (rng.random(300) < 1 / (1 + np.exp(-relative @ THETA / 0.5))).astype(float)
+    posterior = fit_comparisons(ComparisonStats().add(relative, outcomes), 1.0, scale=0.5)
+    shown = board()
+    pool = shown.measure.pool
+    tilted = pool.at_kl(pool.scores(posterior.mean), 0.5)
+    row = _prediction(posterior, shown.measure, tilted)
+    moved = np.zeros(2)
+    for x, draws in enumerate(pool.draws):
+        for i, phi in enumerate(draws.features):
+            moved += (tilted.weights[x, i] - draws.counts[i] / draws.counts.sum()) * phi / 2
+    assert row["name"] == "predicted gain over the base model"
+    assert row["value"] == pytest.approx(moved @ posterior.mean)
+    std = 0.5 * np.sqrt(moved @ np.linalg.inv(posterior.precision()) @ moved)
+    assert row["high"] - row["low"] == pytest.approx(2 * 1.96 * std, rel=0.1)
+    assert "s = 0.5" in row["note"]

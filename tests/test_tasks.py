@@ -10,7 +10,7 @@ import pytest
 
 from spannerlm.config import load_config
 from spannerlm.errors import InputError
-from spannerlm.rewards import NoisyReward, call_reward, is_pure
+from spannerlm.rewards import NoisyComparison, NoisyReward, call_comparison, call_reward, is_pure
 from spannerlm.tasks import load_task, model_options
 
 
@@ -88,3 +88,30 @@ def test_noise_of_the_bundled_labels_has_its_stated_size() -> None:
     noisy = np.array(call_reward(task.reward, prompts, replies, {"replicate": [0] * n}), dtype=float)
     exact = np.array(call_reward(task.truth, prompts, replies, {}), dtype=float)
     assert np.std(noisy - exact) == pytest.approx(0.3, abs=4 * 0.3 / np.sqrt(2 * n))
+
+
+# --- comparisons ----------------------------------------------------------------------------------------------------
+
+
+def test_a_free_reward_is_turned_into_comparisons() -> None:
+    task = load_task(load_config(None, ["feedback=comparison", "scale=0.2", "seed=3"]))
+    assert isinstance(task.compare, NoisyComparison)
+    assert (task.compare.scale, task.compare.seed, task.compare.mean) == (0.2, 3, task.truth)
+    assert task.reward_name == "helpdesk, comparisons at s = 0.2"
+    assert load_task(load_config(None)).compare is None
+
+
+def test_the_users_comparison_needs_no_reward(tmp_path: Path) -> None:
+    own = [*files(tmp_path)[:2], "feedback=comparison", f"compare={tmp_path / 'c.py'}:c"]
+    body = "return [float(a > b) for a, b in zip(completions, opponents)]"
+    (tmp_path / "c.py").write_text(f"def c(prompts, completions, opponents, **_):\n    {body}\n")
+    task = load_task(load_config(None, own))
+    assert (task.reward, task.truth) == (None, None)
+    assert task.compare is not None
+    assert call_comparison(task.compare, ["p", "p"], ["b", "a"], ["a", "b"], {"bonus": [0, 0]}) == [1.0, 0.0]
+    assert task.reward_name.endswith("c.py:c")
+    beside = load_task(load_config(None, [*own, files(tmp_path)[2]]))
+    assert beside.reward is not None
+    assert beside.truth is None
+    bundled = load_task(load_config(None, ["task=helpdesk", *own[2:]]))
+    assert (bundled.reward, bundled.truth) == (None, None)

@@ -181,3 +181,12 @@ def test_every_caption_is_one_sentence_with_the_runs_own_numbers() -> None:
     }.items():
         assert all(n in captions[name] for n in numbers), captions[name]
     assert set(wording.captions(dict.fromkeys(reports.full()))) == set(captions)  # nothing known: still sentences
+
+
+def test_comparisons_without_a_free_reward_tell_a_gain() -> None:
+    report = {"explorer": "spanner-sampling", "feedback": "comparison", "counts": {"labels": 60}, "reason": "done"}
+    gain = {"name": wording.GAIN, "value": 0.5, "low": 0.4, "high": 0.6}
+    text = " ".join(wording.headline({**report, "estimates": [gain]}))
+    assert "With 60 labels the tilted policy is predicted to earn 0.50 [0.40, 0.60] more than the base model" in text
+    assert "Comparisons tell which reply is better, not how good it is." in text
+    assert "cannot be told." in wording.headline(report)[0]

@@ -16,13 +16,14 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
+from spannerlm import bundled
 from spannerlm.errors import ConfigError
 from spannerlm.settings import Key, Settings, dump, show
 
 LARGEST_COUNT = 10**9
 """Labels, draws or tokens at most: far beyond any purse, and every sum of them fits in 63 bits."""
-OWN = ("model", "prompts", "reward")
-"""What a task of the user's own consists of."""
+OWN = ("model", "prompts", "reward", "compare")
+"""What a task of the user's own consists of; ``compare`` may take the place of ``reward``."""
 
 
 def _path(value: object) -> object:
@@ -148,7 +149,13 @@ class RunConfig(_Section):
     """True: the reward costs nothing and always gives the same, so that values are measured by it."""
     reward_noise: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
     """Noise added to the labels of a free reward (standard deviation); None: the bundled task's, else 0."""
-    explorer: str = "spanner-sampling"
+    feedback: Literal["scalar", "comparison"] = "scalar"
+    """What a label is: the reward of one response, or which of two responses of a prompt is preferred."""
+    compare: Annotated[str | None, BeforeValidator(_function)] = None
+    """``path/to/file.py:function`` that compares two responses; None: comparisons are simulated by a free reward."""
+    scale: Positive = 1.0
+    """s of comparisons, in reward units: y is preferred to y' with probability sigmoid((r - r') / s)."""
+    explorer: str = "directed"
     explorer_settings: Annotated[dict[str, Any], BeforeValidator(_plain)] = Field(default_factory=dict)
     """Settings of the explorer that differ from its defaults."""
     labels: Count = 100
@@ -160,7 +167,7 @@ class RunConfig(_Section):
     batch: Count = 20
     """Labels asked for at once, at most."""
     kl: Positive = 2.0
-    """KL budget of the learned policy in nats."""
+    """KL budget of the learned policy in nats; a bundled task may bring its own."""
     beta: Positive | None = None
     """KL temperature; given, it takes the place of ``kl``."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
@@ -176,15 +183,27 @@ class RunConfig(_Section):
     @model_validator(mode="before")
     @classmethod
     def _own_task(cls, data: Any) -> Any:
-        """No bundled task where the user brings a model, prompts or a reward and names none."""
+        """No bundled task where the user brings a part of their own and names none."""
         if isinstance(data, Mapping) and "task" not in data and any(data.get(key) is not None for key in OWN):
             return {**data, "task": None}
+        return data
+
+    @model_validator(mode="before")
+    @classmethod
+    def _own_kl(cls, data: Any) -> Any:
+        """The KL budget of the bundled task that is named, where none is given."""
+        named = data.get("task") if isinstance(data, Mapping) else None
+        if isinstance(named, str) and named in bundled.MODULES and data.get("beta") is None and "kl" not in data:
+            return {**data, "kl": bundled.load(named).kl}
         return data
 
     @property
     def free(self) -> bool:
         """Whether the true reward may be called at no cost: declared so, or the bundled task's own."""
-        return bool(self.reward_free) if self.reward is not None else self.reward_free is not False
+        if self.reward is not None:
+            return bool(self.reward_free)
+        bundled = self.task is not None and self.reward_free is not False
+        return bundled and (self.compare is None or bool(self.reward_free))  # whose comparisons are not the task's own
 
 
 def load_config(
@@ -223,7 +242,7 @@ def _rooted(data: dict[Any, Any], folder: Path) -> dict[Any, Any]:
     def rooted(key: object, value: object) -> object:
         if not isinstance(value, str) or not value.isprintable() or not value or value.startswith("~"):
             return value
-        if key in ("prompts", "heldout", "reward"):
+        if key in ("prompts", "heldout", "reward", "compare"):
             return str(folder / value)
         local = key == "model" and (value.startswith(".") or (folder / value).is_dir())
         return str(folder / value) if local else value
@@ -297,9 +316,10 @@ def _unknown_names(config: RunConfig, known: Mapping[str, Collection[str]], sett
 
 def _contradictions(config: RunConfig, settings: Settings) -> Iterator[str]:
     """What is impossible only together."""
-    missing = [key for key in OWN if getattr(config, key) is None]
+    given = [key for key in OWN if getattr(config, key) is not None]
+    missing = [key for key in ("model", "prompts") if key not in given]
+    missing += [] if "reward" in given or "compare" in given else ["reward"]
     if config.task is None and missing:
-        given = [key for key in OWN if key not in missing]
         yield (
             f"{settings.place((given[0],) if given else ('task',))}: without a bundled task, expected model, prompts "
             f"and reward, got no {' and no '.join(missing)}; give what is missing, or set task to have a bundled one's"
@@ -309,10 +329,33 @@ def _contradictions(config: RunConfig, settings: Settings) -> Iterator[str]:
             f"{settings.place(('eval_labels',))}: expected fewer than labels = {config.labels}, because they are "
             f"bought from the same budget, got {config.eval_labels}"
         )
+    yield from _feedback_contradictions(config, settings)
     if config.reward_noise is not None and not config.free:
         yield (
             f"{settings.place(('reward_noise',))}: expected no noise for a reward that is not declared free, got "
             f"{config.reward_noise}; set reward_free to true, or leave reward_noise out"
+        )
+
+
+def _feedback_contradictions(config: RunConfig, settings: Settings) -> Iterator[str]:
+    """What comparisons and rewards cannot be together."""
+    if config.feedback == "scalar":
+        for key in ("compare", "scale"):
+            if getattr(config, key) != RunConfig.model_fields[key].default:
+                yield (
+                    f"{settings.place((key,))}: expected none where feedback is scalar, got {getattr(config, key)}; "
+                    f"set feedback to comparison, or leave {key} out"
+                )
+        return
+    if config.compare is None and not config.free and (config.reward is not None or config.task is not None):
+        yield (
+            f"{settings.place(('feedback',))}: expected compare, a function that compares two responses, or a free "
+            "reward to simulate it, got neither; set compare, or reward_free to true"
+        )
+    if config.eval_labels and config.reward is None and not config.free:
+        yield (
+            f"{settings.place(('eval_labels',))}: expected a reward beside compare, because comparisons do not tell "
+            f"how good a response is, got {config.eval_labels} without one; set reward, or leave eval_labels out"
         )
 
 

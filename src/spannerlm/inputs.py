@@ -1,4 +1,4 @@
-"""The user's own files: prompts with their columns, and the reward function. What is wrong is named with file and line.
+"""The user's own files: prompts with their columns, rewards, comparisons. What is wrong is named with file and line.
 
 Prompts are text. Every file is read whole and refused whole, so that no prompt is ever left out in silence.
 """
@@ -25,7 +25,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from spannerlm.errors import InputError, RewardError
-from spannerlm.rewards import RewardFunction
+from spannerlm.rewards import CompareFunction, RewardFunction
 
 LARGEST_TEXT = 16 * 2**20
 """Bytes of one prompt at most: longer than the context of any model, short enough to be handled whole."""
@@ -85,20 +85,26 @@ def load_reward(reference: str, columns: Collection[str] | None = None) -> Rewar
     function does not matter. With ``columns``, arguments that no column of these supplies are refused at once.
     Raises InputError (no such file or function, wrong signature) or RewardError (the file raised, and where).
     """
-    file, _, name = reference.rpartition(":")
-    if not file or not name:
-        raise InputError(f"reward: expected path/to/file.py:function, got {reference!r}")
-    path = Path(file).expanduser().absolute()
-    if not path.is_file():
-        raise InputError(f"reward: {path}: expected a Python file, found none{_near(path.name, _siblings(path))}")
-    function = _function(_import(path), path, name)
-    _check_signature(function, f"{path}: {name}", columns)
+    function = _load("reward", reference, columns)
 
     @functools.wraps(function)
     def reward(prompts: Any, completions: Any, **others: Any) -> Any:
         return function(prompts=prompts, completions=completions, **others)
 
     return reward
+
+
+def load_compare(reference: str, columns: Collection[str] | None = None) -> CompareFunction:
+    """The same for ``compare(prompts, completions, opponents, **columns)``; a column named ``opponents`` is refused."""
+    if columns is not None and "opponents" in columns:
+        raise InputError("compare: expected another name for the column 'opponents', an argument of every comparison")
+    function = _load("compare", reference, columns)
+
+    @functools.wraps(function)
+    def compare(prompts: Any, completions: Any, opponents: Any, **others: Any) -> Any:
+        return function(prompts=prompts, completions=completions, opponents=opponents, **others)
+
+    return compare
 
 
 # --- prompts --------------------------------------------------------------------------------------------------------
@@ -275,15 +281,30 @@ def _is_json(value: Any) -> bool:
     return value is None or isinstance(value, (str, bool, int))
 
 
-# --- rewards --------------------------------------------------------------------------------------------------------
+# --- rewards and comparisons ----------------------------------------------------------------------------------------
+TEXTS = {"reward": ("prompts", "completions"), "compare": ("prompts", "completions", "opponents")}
+"""Key of the configuration -> the arguments that its function gets whatever the columns are."""
 
 
-def _import(path: Path) -> ModuleType:
+def _load(key: str, reference: str, columns: Collection[str] | None) -> Any:
+    """The checked function of a reference."""
+    file, _, name = reference.rpartition(":")
+    if not file or not name:
+        raise InputError(f"{key}: expected path/to/file.py:function, got {reference!r}")
+    path = Path(file).expanduser().absolute()
+    if not path.is_file():
+        raise InputError(f"{key}: {path}: expected a Python file, found none{_near(path.name, _siblings(path))}")
+    function = _function(key, _import(key, path), path, name)
+    _check_signature(key, function, f"{path}: {name}", columns)
+    return function
+
+
+def _import(key: str, path: Path) -> ModuleType:
     """The file as a module of a name of its own; its folder is searched last for what it imports."""
-    name = f"_spannerlm_reward_{path.stem}"
+    name = f"_spannerlm_{key}_{path.stem}"
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
-        raise InputError(f"reward: {path}: expected the name of a Python file, ending in .py")
+        raise InputError(f"{key}: {path}: expected the name of a Python file, ending in .py")
     if str(path.parent) not in sys.path:
         sys.path.append(str(path.parent))
     module = importlib.util.module_from_spec(spec)
@@ -292,59 +313,59 @@ def _import(path: Path) -> ModuleType:
         spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:
         del sys.modules[name]
-        raise RewardError(_where(error, path)) from error
+        raise RewardError(_where(key, error, path)) from error
     return module
 
 
-def _where(error: BaseException, path: Path) -> str:
+def _where(key: str, error: BaseException, path: Path) -> str:
     """What the user's file raised, with the line of it."""
     if isinstance(error, SyntaxError) and error.filename:
         place, code = f"{error.filename}:{error.lineno}", error.text or ""
-        return f"reward: {place}: expected Python, but {error.msg}{_quoted(code)}"
+        return f"{key}: {place}: expected Python, but {error.msg}{_quoted(code)}"
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
     place, code = (f"{path}:{frames[-1].lineno}", frames[-1].line or "") if frames else (str(path), "")
-    return f"reward: {place}: the file raised {type(error).__name__}: {error}{_quoted(code)}"
+    return f"{key}: {place}: the file raised {type(error).__name__}: {error}{_quoted(code)}"
 
 
 def _quoted(code: str) -> str:
     return f"\n    {code.strip()}" if code.strip() else ""
 
 
-def _function(module: ModuleType, path: Path, name: str) -> Any:
+def _function(key: str, module: ModuleType, path: Path, name: str) -> Any:
     if not hasattr(module, name):
-        functions = ((key, value) for key, value in vars(module).items() if inspect.isfunction(value))
-        names = [key for key, value in functions if value.__module__ == module.__name__ and not key.startswith("_")]
+        functions = ((own, value) for own, value in vars(module).items() if inspect.isfunction(value))
+        names = [own for own, value in functions if value.__module__ == module.__name__ and own[0] != "_"]
         found = f"; it has {', '.join(names)}" if names else ""
-        raise InputError(f"reward: {path}: expected a function {name!r}, found none{found}{_near(name, names)}")
+        raise InputError(f"{key}: {path}: expected a function {name!r}, found none{found}{_near(name, names)}")
     function = getattr(module, name)
     if not callable(function) or inspect.isclass(function):
-        raise InputError(f"reward: {path}: expected {name!r} to be a function, got {_kind(function)}")
+        raise InputError(f"{key}: {path}: expected {name!r} to be a function, got {_kind(function)}")
     if inspect.iscoroutinefunction(function):
-        raise InputError(f"reward: {path}: expected {name!r} to be a plain function, got an async one; drop the async")
+        raise InputError(f"{key}: {path}: expected {name!r} to be a plain function, got an async one; drop the async")
     return function
 
 
-def _check_signature(function: Any, place: str, columns: Collection[str] | None) -> None:
-    """InputError unless the function takes prompts and completions by name, and the columns have what else it needs."""
+def _check_signature(key: str, function: Any, place: str, columns: Collection[str] | None) -> None:
+    """InputError unless the function takes its texts by name, and the columns have what else it needs."""
     try:
         signature = inspect.signature(function)
     except (ValueError, TypeError) as error:
-        raise InputError(f"reward: {place}: expected a Python function, but it has no signature ({error})") from error
+        raise InputError(f"{key}: {place}: expected a Python function, but it has no signature ({error})") from error
     kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
     named = {name: p for name, p in signature.parameters.items() if p.kind in kinds}
     open_ended = any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values())
     required = any(p.kind is p.POSITIONAL_ONLY and p.default is p.empty for p in signature.parameters.values())
-    if required or not all(name in named or open_ended for name in ("prompts", "completions")):
+    if required or not all(name in named or open_ended for name in TEXTS[key]):
         raise InputError(
-            f"reward: {place}: expected a function (prompts, completions, **columns) -> list of numbers, "
+            f"{key}: {place}: expected a function ({', '.join(TEXTS[key])}, **columns) -> list of numbers, "
             f"got the arguments {signature}"
         )
     for name, parameter in named.items():
-        needed = parameter.default is parameter.empty and name not in ("prompts", "completions")
+        needed = parameter.default is parameter.empty and name not in TEXTS[key]
         if needed and columns is not None and name not in columns:
             have = ", ".join(columns) or "no columns"
             raise InputError(
-                f"reward: {place}: expected the argument {name!r} to be a column of the prompts, which have "
+                f"{key}: {place}: expected the argument {name!r} to be a column of the prompts, which have "
                 f"{have}{_near(name, columns)}; give it a default, or add the column"
             )
 

@@ -106,7 +106,16 @@ class Job:
         notes = {"versions": versions(), "platform": platform.platform(), "rewards": self._reward_versions()}
         ledger = Ledger.open(self.directory, meta=meta, prompts=task.prompts, columns=task.columns, notes=notes)
         with ledger:
-            run = Run(oracle, explorer, task.reward, ledger, spec, seed=config.seed, columns=task.columns)
+            run = Run(
+                oracle,
+                explorer,
+                task.reward,
+                ledger,
+                spec,
+                seed=config.seed,
+                compare=task.compare,
+                columns=task.columns,
+            )
             run.stopwatch, run.observe = self.stopwatch, self._observe
             measured = self._explore(run, task)
             run.stop()
@@ -234,11 +243,10 @@ class Job:
 
 
 def fingerprint(config: RunConfig) -> str | None:
-    """Hex sha256 of the file that holds the user's reward; None for a bundled one."""
-    if config.reward is None:
-        return None
-    path = Path(config.reward.rpartition(":")[0])
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    """Hex sha256 of the files that hold the user's reward and comparison; None for bundled ones."""
+    references = [reference for reference in (config.reward, config.compare) if reference is not None]
+    files = dict.fromkeys(reference.rpartition(":")[0] for reference in references)
+    return hashlib.sha256(b"".join(Path(file).read_bytes() for file in files)).hexdigest() if files else None
 
 
 def build_explorer(config: RunConfig) -> Explorer:
@@ -259,6 +267,8 @@ def spec_of(config: RunConfig, task: Task, phi: FeatureMap) -> Spec:
         batch=config.batch,
         beta=config.beta,
         kl=None if config.beta is not None else config.kl,
+        feedback=config.feedback,
+        scale=config.scale,
     )
 
 

@@ -14,20 +14,25 @@ import numpy as np
 from spannerlm.config import RunConfig
 from spannerlm.coverage import Interval, draws_needed
 from spannerlm.evaluation import Fit, Tilted, cross_validated_fit, knee, off_policy_value
-from spannerlm.explorers import RandomSingles
+from spannerlm.explorers import Explorer, Passive, RandomSingles
 from spannerlm.ledger import Ledger
+from spannerlm.logistic import LogisticPosterior
 from spannerlm.measures import UNDEFINED, Measure, Measured
 from spannerlm.oracle import RecordedOracle
 from spannerlm.policy import Policy
 from spannerlm.records import FloatArray
 from spannerlm.run import Run
 from spannerlm.tasks import Task
+from spannerlm.wording import GAIN
 
 KLS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 2.5, 3.0, 4.0)
 """KL budgets in nats of the value curve; beyond 4 the draws of one prompt hold too few good responses to tell."""
 REPLIES = 3
 """Prompts shown, and replies of each before and after."""
-BASELINE = "random-singles"
+BASELINES = {"scalar": "random-singles", "comparison": "random comparisons"}
+"""Kind of label -> name of the random baseline: fresh base draws, rewarded singly or compared in pairs."""
+GAIN_SAMPLES = 2000
+"""Draws of theta behind the interval of a predicted gain."""
 BASELINE_ROWS = 20
 """Label batches of the random baseline: as many rows as its curve needs."""
 BASELINE_SEEDS = 5
@@ -49,6 +54,7 @@ def summarise(run: Run, task: Task, config: RunConfig, measured: Measured) -> di
         "seed": config.seed,
         "kl": config.kl,
         "reward_name": task.reward_name,
+        "feedback": run.spec.feedback,
         "true_reward_free": task.truth is not None,
         "counts": asdict(counts),
         "history": run.history,
@@ -73,7 +79,7 @@ def summarise(run: Run, task: Task, config: RunConfig, measured: Measured) -> di
     recommended = recommend(curve, board, measure.pool.scores(policy.theta))
     return {
         **report,
-        "baselines": {BASELINE: random[-1].history} if random else {},
+        "baselines": {BASELINES[run.spec.feedback]: random[-1].history} if random else {},
         "baseline_seeds": BASELINE_SEEDS if random else None,
         "table": board.table(run, random),
         "value_against_kl": {run.explorer.name: curve, **board.other_curves(random)},
@@ -155,7 +161,7 @@ class Board:
 
 
 def _baselines(run: Run, task: Task, config: RunConfig, measured: Measured) -> tuple[Baseline, ...]:
-    """Random singles with the run's labels and with ten times as many; none where the true reward is not free.
+    """Random labels of the run's kind, as many and ten times as many; none where the true reward is not free.
 
     Which labels random draws happen to hit matters more than anything: of `BASELINE_SEEDS` runs with the run's labels
     the one of median value is kept, and followed on.
@@ -171,7 +177,7 @@ def _baselines(run: Run, task: Task, config: RunConfig, measured: Measured) -> t
 
 
 def _random_labels(run: Run, task: Task, measured: Measured, labels: int, seed: int) -> Baseline:
-    """Random singles on the run's own draws; its draws cost no model call."""
+    """Random singles or random comparisons on the run's own draws; its draws cost no model call."""
     oracle = RecordedOracle(task.prompts, run.exploration_draws)
     explored = np.unique([draws.prompt for draws in run.exploration_draws])
     probs = np.zeros_like(run.spec.prompt_probs)
@@ -179,8 +185,9 @@ def _random_labels(run: Run, task: Task, measured: Measured, labels: int, seed: 
     # One batch size for both lengths: the shorter run is then the beginning of the longer one.
     batch = max(run.spec.batch, MORE * run.ledger.counts.labels // BASELINE_ROWS)
     spec = replace(run.spec, prompt_probs=probs, labels=labels, draws=None, batch=batch)
+    explorer: Explorer = RandomSingles() if spec.feedback == "scalar" else Passive()
     with Ledger.open(None, meta={}, prompts=task.prompts, columns=task.columns) as ledger:
-        other = Run(oracle, RandomSingles(), task.reward, ledger, spec, seed=seed, columns=task.columns)
+        other = Run(oracle, explorer, task.reward, ledger, spec, seed=seed, compare=task.compare, columns=task.columns)
         other.measure = measured.policy
         other.explore()
         return Baseline(other.history, other.explorer.policy(other.state).theta)
@@ -228,16 +235,24 @@ def _replies(board: Board, policy: Policy, task: Task, *, rng: np.random.Generat
 
 
 def _fit(run: Run, seed: int) -> dict[str, Any]:
-    """Cross-validated fit of the features, and what it means in words."""
-    rows = [(label.prompt, phi, label.value) for label, phi in run.labels_seen if label.value is not None]
+    """Cross-validated fit of the features on rewards, and what it means in words; undefined for comparisons."""
+    if run.spec.feedback == "comparison":
+        fit = Fit(UNDEFINED, sum(label.value is not None for label, _ in run.labels_seen), 0, float("nan"))
+        return _fit_row(fit, "not known: the fit is cross-validated on rewards only, and these labels are comparisons")
+    seen = [(label, phi) for label, phi in run.labels_seen if label.value is not None and label.opponent is None]
+    rows = [(label.prompt, phi, label.value) for label, phi in seen]
     prompts = np.array([x for x, _, _ in rows], dtype=np.int64)
     features = np.array([phi for _, phi, _ in rows]).reshape(len(rows), run.spec.dim)
     values = np.array([v for _, _, v in rows], dtype=np.float64)
     fit = cross_validated_fit(
         run.explorer.learner(run.state), prompts, features, values, rng=np.random.default_rng([seed, 17])
     )
-    return {**asdict(fit.r2), "r2": fit.r2.value, "labels": fit.labels, "folds": fit.folds, "noise_std": fit.noise_std,
-            "reading": _reading(fit)}  # fmt: skip
+    return _fit_row(fit, _reading(fit))
+
+
+def _fit_row(fit: Fit, reading: str) -> dict[str, Any]:
+    row = {"labels": fit.labels, "folds": fit.folds, "noise_std": fit.noise_std, "reading": reading}
+    return {**asdict(fit.r2), "r2": fit.r2.value, **row}
 
 
 def _reading(fit: Fit) -> str:
@@ -261,17 +276,34 @@ def _estimates(run: Run, measured: Measured, policy: Policy) -> list[dict[str, A
     if measure is None or (measure.rewards() is not None and measured.sampled is None):
         return []
     tilted = measured.tilted(policy)
-    note = "by the regression on the explorer's labels; holds as far as the features explain the reward"
-    found = [] if measure.rewards() is not None else [_estimate("posterior prediction", measure.value(tilted), note)]
+    found = [] if measure.rewards() is not None else [_prediction(posterior, measure, tilted)]
     if measured.sampled is not None and measured.plan is not None and posterior is not None:
         scores = measure.pool.scores(policy.theta)
-        model = posterior.intercept + scores - np.sum(measure.pool.base * scores, axis=1, keepdims=True)
+        level = posterior.intercept if np.isfinite(posterior.intercept) else float(np.mean(measured.sampled.values))
+        model = level + scores - np.sum(measure.pool.base * scores, axis=1, keepdims=True)
         note = f"doubly robust, from {len(measured.sampled.values)} labels bought for it on held-out prompts"
         base = measure.pool.at_beta(scores, float("inf"))
         for name, target in (("base model", base), ("learned policy", tilted)):
             value = off_policy_value(measured.sampled, measured.plan, target, model)
             found.append(_estimate(f"off-policy estimate, {name}", value, note))
     return found
+
+
+def _prediction(posterior: Any, measure: Measure, tilted: Tilted) -> dict[str, Any]:
+    """The value that the explorer's own labels predict; from comparisons the gain over the base model: no level."""
+    if not isinstance(posterior, LogisticPosterior):
+        note = "by the regression on the explorer's labels; holds as far as the features explain the reward"
+        return _estimate("posterior prediction", measure.value(tilted), note)
+    moved = tilted.weights - measure.pool.base  # [X, n]
+    relative = np.mean([moved[x, : len(d.counts)] @ d.features for x, d in enumerate(measure.pool.draws)], axis=0)
+    gains = posterior.sample(GAIN_SAMPLES, rng=np.random.default_rng(GAIN_SAMPLES)) @ relative
+    low, high = np.quantile(gains, [0.025, 0.975])
+    note = (
+        f"by the regression on the explorer's comparisons, in units in which s = {posterior.scale:g}; "
+        "holds as far as the features explain the reward"
+    )
+    value = Interval(float(relative @ posterior.mean), float(low), float(high))
+    return _estimate(GAIN, value, note)
 
 
 def _estimate(name: str, value: Interval = UNDEFINED, note: str = "") -> dict[str, Any]:

@@ -1,8 +1,8 @@
-"""What is explored: a bundled task or the user's own model, prompts and reward, as a configuration names them."""
+"""What is explored: a bundled task or the user's own model, prompts and labels, as a configuration names them."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,8 +13,8 @@ from spannerlm import bundled
 from spannerlm.backends import backend
 from spannerlm.config import RunConfig
 from spannerlm.errors import InputError
-from spannerlm.inputs import load_reward, read_prompts
-from spannerlm.rewards import NoisyReward, RewardFunction
+from spannerlm.inputs import load_compare, load_reward, read_prompts
+from spannerlm.rewards import CompareFunction, NoisyComparison, NoisyReward, RewardFunction
 
 DEFAULT_FEATURES = "hidden"
 """Where neither the configuration nor a bundled task says which: mean hidden state of the last layer."""
@@ -33,8 +33,10 @@ class Task:
     heldout: tuple[str, ...]
     columns: Mapping[str, tuple[Any, ...]]
     """[X] per column, train prompts first, then held-out ones."""
-    reward: RewardFunction
-    """Gives labels; noisy where the true reward is free."""
+    reward: RewardFunction | None
+    """Gives rewards; noisy where the true reward is free. None where there are comparisons only."""
+    compare: CompareFunction | None
+    """Gives comparisons; None where labels are rewards."""
     truth: RewardFunction | None
     """The true mean reward where it is free and pure."""
     reward_name: str
@@ -53,11 +55,12 @@ def load_task(config: RunConfig) -> Task:
     """The bundled task or the user's own, prompts split and the reward loaded. No draws, no labels."""
     base = bundled.load(config.task) if config.task is not None else None
     train, heldout, columns = _prompts(config, base)
-    function: RewardFunction = _bundled(base).reward if config.reward is None else load_reward(config.reward, columns)
+    function = _reward(config, base, columns)
     noise = config.reward_noise
     if noise is None:
         noise = base.noise_std if base is not None and config.reward is None else 0.0
     truth = function if config.free else None
+    compare = _compare(config, truth, columns)
     return Task(
         name=config.task or "own",
         model=config.model or str(_bundled(base).model_path),
@@ -66,12 +69,42 @@ def load_task(config: RunConfig) -> Task:
         heldout=heldout,
         columns=columns,
         reward=function if truth is None else NoisyReward(truth, noise, config.seed),
+        compare=compare,
         truth=truth,
-        reward_name=config.reward or f"{config.task}, label noise {noise:g}",
+        reward_name=_reward_name(config, noise),
         features=config.features or (list(base.features) if base is not None else DEFAULT_FEATURES),
         max_new_tokens=config.generation.max_new_tokens or (base.max_new_tokens if base is not None else None),
         stop=config.generation.stop or (base.stop if base is not None else ()),
     )
+
+
+def _reward(
+    config: RunConfig, base: bundled.BundledTask | None, columns: Mapping[str, Sequence[Any]]
+) -> RewardFunction | None:
+    """The user's reward or the bundled one; None where the user compares and has no reward beside it."""
+    if config.reward is not None:
+        return load_reward(config.reward, columns)
+    return None if config.compare is not None and not config.free else _bundled(base).reward
+
+
+def _compare(
+    config: RunConfig, truth: RewardFunction | None, columns: Mapping[str, Sequence[Any]]
+) -> CompareFunction | None:
+    """The user's comparisons, or such as the true reward would lead to; None where labels are rewards."""
+    if config.feedback == "scalar":
+        return None
+    if config.compare is not None:
+        return load_compare(config.compare, columns)
+    if truth is None:
+        raise InputError("compare: expected a function, or a free reward to simulate it: set compare or reward_free")
+    return NoisyComparison(truth, config.scale, config.seed)
+
+
+def _reward_name(config: RunConfig, noise: float) -> str:
+    """Where labels come from, for a report."""
+    if config.feedback == "scalar":
+        return config.reward or f"{config.task}, label noise {noise:g}"
+    return config.compare or f"{config.reward or config.task}, comparisons at s = {config.scale:g}"
 
 
 def _bundled(base: bundled.BundledTask | None) -> bundled.BundledTask:

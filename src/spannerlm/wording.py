@@ -12,6 +12,9 @@ from typing import Any
 
 Row = Mapping[str, Any]
 
+GAIN = "predicted gain over the base model"
+"""Name of the estimate that comparisons allow where the true reward is not free."""
+
 CONTROL = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u00ad\u061c\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff0-\ufffb"
     "\ufffe\uffff\ud800-\udfff\U000e0000-\U000e0fff]"
@@ -121,7 +124,7 @@ def headline(report: Row) -> tuple[str, ...]:
     ours = outcome(report)
     labels = number(ours.get("labels", (report.get("counts") or {}).get("labels")))
     if math.isnan(number(ours.get("value"))):
-        return (f"With {_labels(labels)} the value of the tilted policy cannot be told yet.", *_reason(report))
+        return (*_untold(report, labels), *_reason(report))
     predicted = not report.get("true_reward_free", True)
     verb = "is predicted to earn" if predicted else "earns"
     base = row_of(report, "base model")
@@ -131,6 +134,18 @@ def headline(report: Row) -> tuple[str, ...]:
         first += " (their 95 % intervals overlap)" if labels and _overlap(ours, base) else ""
     caution = ("The prediction comes from the labels alone: no free true reward was there to check it.",)
     return (f"{first}.", *_random(report, ours, labels), *_optimum(report, ours, base), *(caution if predicted else ()))
+
+
+def _untold(report: Row, labels: float) -> tuple[str, ...]:
+    """The sentences where no value is known: comparisons may tell the gain all the same."""
+    if report.get("feedback") != "comparison":
+        return (f"With {_labels(labels)} the value of the tilted policy cannot be told yet.",)
+    gain: Row = next((row for row in report.get("estimates") or () if row.get("name") == GAIN), {})
+    why = "Comparisons tell which reply is better, not how good it is."
+    if math.isnan(number(gain.get("value"))):
+        return (f"With {_labels(labels)} the value of the tilted policy cannot be told.", why)
+    more = f"{interval(gain)} more than the base model on held-out prompts"
+    return (f"With {_labels(labels)} the tilted policy is predicted to earn {more}.", why)
 
 
 def _labels(labels: float) -> str:
