@@ -10,7 +10,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: run test lint bench clean
+.PHONY: run test lint bench mutation clean
 
 run: $(INSTALLED)
 	$(BIN)/spannerlm run
@@ -25,7 +25,10 @@ lint: $(INSTALLED)
 
 bench: $(INSTALLED)
 	$(BIN)/python benchmarks/labels.py
-	$(BIN)/python benchmarks/helpdesk.py
+	$(BIN)/python benchmarks/models.py
+
+mutation: $(INSTALLED)
+	nice $(BIN)/python benchmarks/mutation.py --folder build/mutation
 
 $(INSTALLED): pyproject.toml
 	$(PYTHON) -m venv $(VENV)

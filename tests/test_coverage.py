@@ -8,6 +8,7 @@ import math
 import numpy as np
 import pytest
 from scipy.stats import binom, norm
+from scipy.stats import t as student
 
 from spannerlm.coverage import (
     coverage_constant,
@@ -303,3 +304,149 @@ def test_pool_weights_enter_ratio_quantile():
     plain = np.exp(log_weights) / np.exp(log_weights).sum()
     assert pool_weights(log_weights)[3] > plain[3]
     assert ratio_quantile(log_weights, level=0.05).value == pytest.approx(math.log(4.0 / 16.75))
+
+
+# --- the ends of every interval, from their formulas, and what is refused -------------------------------------------
+
+
+def all_nan(interval):
+    return all(math.isnan(end) for end in (interval.value, interval.low, interval.high))
+
+
+def test_undefined_intervals_have_undefined_ends():
+    nothing, no_weight = np.zeros(0), np.full(3, -np.inf)
+    assert all_nan(quantile_interval(nothing, level=0.5))
+    assert all_nan(ratio_quantile(no_weight, level=0.5))
+    assert all_nan(pool_kl(np.zeros(1)))
+    assert all_nan(pool_kl(no_weight))
+    assert all_nan(mean_pass_at_k([], [], 1))
+    half = pool_kl(np.array([0.0, -np.inf]))
+    assert all(math.isnan(end) for end in (half.low, half.high))
+    one = mean_pass_at_k([8], [1], 4)
+    assert all(math.isnan(end) for end in (one.low, one.high))
+    empty = pool_coverage(nothing)
+    assert (empty.draws, empty.distinct) == (0, 0)
+    assert math.isnan(draws_per_accept(nothing))
+
+
+@pytest.mark.parametrize(("n", "level", "rank"), [(40, 0.5, 20), (41, 0.5, 21), (7, 0.01, 1), (100, 0.07, 7)])
+def test_quantile_is_the_first_order_statistic_that_reaches_the_level(n, level, rank):
+    """.07 x 100 is a little above 7 in binary."""
+    assert quantile_interval(np.arange(1.0, n + 1.0), level=level).value == rank
+
+
+def test_quantile_interval_may_start_at_the_smallest_draw():
+    got = quantile_interval(np.arange(7.0), level=0.5)  # P(Bin(7, 1/2) >= 1) = .992, P(.. >= 2) = .938
+    assert (got.low, got.high) == slow_quantile_interval(np.arange(7.0), 0.5, 0.95) == (0.0, 6.0)
+
+
+def test_ratio_quantile_ends_by_the_formula():
+    rng = np.random.default_rng(10)
+    log_weights, counts, level = rng.normal(size=40), rng.integers(1, 4, size=40), 0.6
+    q = pool_weights(log_weights, counts)
+    ratio = log_weights - math.log(counts @ np.exp(log_weights) / counts.sum())
+
+    def at(target):
+        reach = [x for x in sorted(ratio) if q[ratio <= x].sum() >= target]
+        return reach[0] if reach else math.inf
+
+    value = at(level)
+    variance = sum(q[i] ** 2 / counts[i] * ((ratio[i] <= value) - level) ** 2 for i in range(40))
+    for confidence in np.linspace(0.02, 0.98, 97):
+        error = float(norm.ppf(0.5 + confidence / 2.0)) * math.sqrt(variance)
+        got = ratio_quantile(log_weights, counts, level=level, confidence=confidence)
+        assert (got.value, got.low, got.high) == pytest.approx((value, at(level - error), at(level + error)))
+    assert ratio_quantile(np.array([0.0, 3.0]), level=0.5).low == -math.inf
+
+
+@pytest.mark.parametrize("spread", [0.3, 1.0, 3.0, 8.0])
+def test_pool_kl_ends_by_the_formula(spread):
+    flat = spread * np.random.default_rng(11).normal(size=12)
+    flat = np.append(flat, flat[:2])
+    n, weights = flat.size, np.exp(flat)
+    pseudo = np.array([n * slow_kl(flat) - (n - 1) * slow_kl(np.delete(flat, i)) for i in range(n)])
+    effective = weights.sum() ** 2 / (weights**2).sum()
+    freedom = max(effective - 1.0, 1.0)
+    error = np.std(pseudo, ddof=1) / math.sqrt(n) * float(student.ppf(0.95, freedom))
+    value = float(pseudo.mean())
+    high = value * math.exp(error / value) if error <= value else max(value, math.e * error)
+    got = pool_kl(flat[:12], np.array([2, 2] + [1] * 10), confidence=0.9)
+    assert (got.value, got.low, got.high) == pytest.approx((max(0, value), max(0, value - error), high), rel=1e-9)
+    assert pool_kl(np.zeros(1), np.array([2])).value == 0.0
+
+
+def test_pool_coverage_bounds_by_the_formula():
+    counts = np.array([900, 70, 28, 1, 1])
+    got = pool_coverage(np.zeros(5), counts, delta=0.1, ratio_bound=1e6)
+    assert got.base_unseen_bound == pytest.approx(0.002 + (1 + 2**0.5) * math.sqrt(math.log(20.0) / 1000))
+    assert got.tilted_above_bound == 1.0
+    assert pool_coverage(np.zeros(3)).base_unseen_bound == 1.0
+
+
+@pytest.mark.parametrize(("n", "c"), [(1, 0), (1, 1), (9, 0), (9, 1), (9, 4), (9, 8), (9, 9)])
+def test_pass_at_k_interval_is_clopper_and_pearson_carried_through(n, c):
+    """Each end of p is where what was seen, or more of it, has half of what confidence leaves."""
+    (low, high), k = pass_at_k_interval([n], [c], 3, confidence=0.9)[0], 3
+    p_low, p_high = (1.0 - (1.0 - end) ** (1.0 / k) for end in (low, high))
+    assert binom.sf(c - 1, n, p_low) == pytest.approx(0.05) if c else low == 0.0
+    assert binom.cdf(c, n, p_high) == pytest.approx(0.05) if c < n else high == 1.0
+
+
+@pytest.mark.parametrize("correct", [[1, 2], [4, 4, 4, 3, 4], [0, 8, 0, 8], [3, 3], [8, 8, 8], [1, 7, 2, 5, 5, 0]])
+def test_mean_pass_at_k_is_wilson_at_the_effective_number(correct):
+    size = len(correct)
+    values = pass_at_k([8] * size, correct, 2)
+    mean = sum(values) / size
+    if 0.0 < mean < 1.0:
+        deviations = sum((v - mean) ** 2 for v in values)
+        effective = min(size * mean * (1 - mean) / ((deviations + mean * (1 - mean)) / size), 3.0 * size)
+    else:
+        effective = size
+    t = float(student.ppf(0.95, size - 1))
+    root = math.sqrt(mean * (1 - mean) / effective + t**2 / (4 * effective**2))
+    ends = [(mean + t**2 / (2 * effective) + sign * t * root) / (1 + t**2 / effective) for sign in (-1, 1)]
+    got = mean_pass_at_k([8] * size, correct, 2, confidence=0.9)
+    expected = (mean, min(mean, ends[0]), max(mean, ends[1]))
+    assert (got.value, got.low, got.high) == pytest.approx(expected, rel=1e-9, abs=1e-12)
+
+
+def test_few_weights_have_their_draws_per_accept():
+    assert draws_per_accept(np.zeros(1)) == 1.0
+    assert draws_per_accept(np.log([1.0, 2.0]), clipped=0.9) == pytest.approx(1.0)  # below every ratio: all accepted
+    assert draws_per_accept(np.array([0.0, 2000.0]), np.array([5, 0])) == 1.0  # what was never drawn has no say
+    assert draws_per_accept(np.array([800.0, 800.0 + math.log(3.0)])) == pytest.approx(1.5)
+    single = np.random.default_rng(12).normal(size=50).astype(np.float32)
+    assert draws_per_accept(single) == pytest.approx(draws_per_accept(single.astype(np.float64)), rel=1e-14)
+    low = np.log([1.0, 1.5])  # C = 1.2: P(no acceptance in N) = .01 at N / C = 4.6
+    assert draws_needed(low) == draws_needed(low, k=1) == math.ceil(-1.2 * math.log(0.01))
+
+
+@pytest.mark.parametrize(
+    ("values", "counts"),
+    [([[0.0, 1.0]], [[1, 1]]), ([0.0, 1.0], [1]), ([0.0, 1.0], [1, -1]), ([0.0, math.nan], [1, 1]), ([0.0], [1, 1])],
+)
+def test_values_and_counts_that_do_not_fit_are_refused(values, counts):
+    with pytest.raises(InputError, match=r"expected values .* got shapes"):
+        draws_per_accept(np.array(values), np.array(counts))
+
+
+@pytest.mark.parametrize(
+    ("draws", "correct", "k"), [([3], [1, 1], 1), ([[3]], [[1]], 1), ([3], [-1], 1), ([3], [4], 1), ([3], [1], 0)]
+)
+def test_graded_answers_that_do_not_fit_are_refused(draws, correct, k):
+    with pytest.raises(InputError, match="0 <= correct <= draws"):
+        pass_at_k(draws, correct, k)
+
+
+def test_levels_and_shares_outside_their_range_are_refused():
+    for level, confidence in ((0.0, 0.9), (1.0, 0.9), (0.5, 0.0), (0.5, 1.0), (0.5, 1.5), (-0.1, 0.9)):
+        with pytest.raises(InputError, match=r"\(0, 1\)"):
+            quantile_interval(np.zeros(3), level=level, confidence=confidence)
+    for clipped in (-0.1, 1.0, 1.5):
+        with pytest.raises(InputError, match="share of the tilted mass"):
+            draws_per_accept(np.zeros(3), clipped=clipped)
+    for delta in (0.0, 1.0, 1.5):
+        with pytest.raises(InputError, match="0 < delta < 1"):
+            draws_needed(np.zeros(3), delta=delta)
+    with pytest.raises(InputError, match=r"row_probs must have shape \(1, 2\), .* got \(2,\)"):
+        coverage_constant([[[1.0], [1.0]]], [[[1.0], [1.0]]], [1.0, 1.0])

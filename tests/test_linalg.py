@@ -68,6 +68,7 @@ def test_screening_equals_naive_loops_at_every_edge_of_a_block(
     make: Any, n: int, block: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(linalg, "BLOCK", block)
+    monkeypatch.setattr(linalg, "SCREEN", block)
     points = np.random.default_rng([n, block]).normal(size=(n, 3))
     table = distances(points)
     i, j, far = farthest_pair(make(points))
@@ -79,7 +80,7 @@ def test_screening_equals_naive_loops_at_every_edge_of_a_block(
 
 
 @arrays
-@pytest.mark.parametrize("n", [linalg.BLOCK - 1, linalg.BLOCK, linalg.BLOCK + 1, 2 * linalg.BLOCK + 3])
+@pytest.mark.parametrize("n", [linalg.SCREEN - 1, linalg.SCREEN + 1, linalg.BLOCK, 2 * linalg.BLOCK + 3])
 def test_screening_around_the_real_block(make: Any, n: int) -> None:
     points = np.random.default_rng(n).normal(size=(n, 2))
     points[[3, n - 1]] = [[-9.0, 1.0], [9.0, -2.0]]
@@ -116,3 +117,94 @@ def test_a_large_common_part_does_not_hide_or_invent_distances(make: Any, offset
     assert 7 in (i, j)
     assert far == pytest.approx(1e-3, rel=1e-4)
     np.testing.assert_array_equal(pairs_beyond(make(points), 5e-4), np.where(np.arange(40) == 7, 39, 1))
+
+
+# --- float32 screens, the own dtype decides -------------------------------------------------------------------------
+
+
+def slow_farthest(points: np.ndarray) -> tuple[int, int, float]:
+    """The first of the farthest pairs, each measured in float64 as the norm of a difference."""
+    best = (0, 0, 0.0)
+    for i in range(len(points)):
+        for j in range(i + 1, len(points)):
+            far = float(np.linalg.norm(points[i] - points[j]))
+            best = (i, j, far) if far > best[2] else best
+    return best
+
+
+def nearly_equidistant(n: int, step: float) -> np.ndarray:
+    """[n, n] corners of a regular simplex, moved so that each pair (i, j) lies ``step`` (i + j) farther apart, or so:
+    with a step far below float32's rounding, float32 knows nothing of which pair is the farthest."""
+    return np.eye(n) * (1.0 + step * np.arange(n))[:, None]
+
+
+def disagreements(make: Any, points: np.ndarray) -> int:
+    """How often the screen's farthest pair, or its answer to "is any pair beyond nu?", differs from the slow one, at
+    thresholds on both sides of the farthest and the second farthest, 1e-9 apart."""
+    i, j, far = slow_farthest(points)
+    wrong = int(farthest_pair(make(points))[:2] != (i, j))
+    for nu in (0.5 * far, far * (1 - 1e-9), far * (1 + 1e-9), 1.5 * far, 2.5 * far):
+        found = farthest_pair(make(points), nu)
+        wrong += found[:2] != ((i, j) if far > nu else (0, 0)) or not np.isclose(found[2], far * (far > nu), rtol=1e-12)
+    return wrong
+
+
+def adversaries() -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(8)
+    sphere = rng.normal(size=(60, 300))
+    sphere /= np.linalg.norm(sphere, axis=1, keepdims=True)
+    cloud = rng.normal(size=(70, 5))
+    far = slow_farthest(cloud)
+    rival = cloud[[far[0], far[1]]] + 40.0 * np.eye(5)[0] * np.array([[-1.0], [1.0]])
+    twin = rival * (1.0 - 1e-10)  # the farthest pair and three within 1e-9 of it, all of them the same to float32
+    return {
+        "simplex, few": nearly_equidistant(12, 1e-10),
+        "simplex, too many to measure": nearly_equidistant(60, 1e-10),
+        "sphere": sphere,
+        "rivals": np.vstack([twin[:1], cloud, rival, twin[1:]]),
+        "heavy tails": cloud * rng.pareto(0.5, size=(70, 1)),
+        "tiny": 1e-30 * cloud,
+        "huge": 1e30 * cloud,
+        "far from the origin": 1e3 + cloud,
+        "doubled": np.vstack([cloud, cloud[::-1]]),
+        "one point": np.zeros((9, 3)),
+    }
+
+
+@arrays
+@pytest.mark.parametrize("screen", [4, 256])
+@pytest.mark.parametrize("name", list(adversaries()))
+def test_pairs_float32_cannot_tell_apart_are_told_apart(
+    make: Any, name: str, screen: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(linalg, "SCREEN", screen)
+    points = adversaries()[name]
+    if name == "doubled":  # equal distances: which of the pairs is told is a matter of rounding
+        assert farthest_pair(make(points))[2] == pytest.approx(slow_farthest(points)[2], rel=1e-14)
+        return
+    assert disagreements(make, points) == 0
+
+
+def test_screening_without_the_error_bound_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The adversaries are awake: the same code that trusts float32 fails on them."""
+    monkeypatch.setattr(linalg, "_screening_error", lambda points: 0.0)
+    monkeypatch.setattr(linalg, "SCREEN", 4)
+    assert disagreements(as_numpy, adversaries()["simplex, few"]) > 0
+
+
+@arrays
+@pytest.mark.parametrize("d", [1, 30, 1000])
+def test_float32_is_never_farther_off_than_its_bound(make: Any, d: int) -> None:
+    """Products of points in the unit ball, among them equal, opposite and sparse ones, against float64."""
+    rng = np.random.default_rng(d)
+    points = rng.normal(size=(200, d)) * np.logspace(-6, 0, d)
+    points[50:100] = np.abs(points[50:100])  # no sign cancels
+    points /= np.linalg.norm(points, axis=1, keepdims=True) * rng.choice([1.0, 1.0, 3.0], size=(200, 1))
+    points[150:] = -points[:50]
+    left, right = linalg._halved(make(points.astype(np.float32)), make(np.linalg.norm(points, axis=1)))
+    half = 0.5 * np.sum((points[:, None] - points[None, :]) ** 2, axis=2)
+    assert left.dtype == right.dtype == make(points.astype(np.float32)).dtype
+    error = np.abs(half + np.asarray(left @ right)).max()
+    bound = linalg._screening_error(make(points))
+    assert 0.0 < error < bound < 2e-7 * (d + 8)
+    assert linalg._screening_error(make(points.astype(np.float32))) > 2.9 * bound

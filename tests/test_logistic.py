@@ -158,6 +158,19 @@ def test_precision_is_that_of_the_likeliest_prior() -> None:
     np.testing.assert_allclose(posterior.precision(), hessian, rtol=1e-4)
 
 
+@pytest.mark.parametrize("scale", [1.0, 3.0])
+def test_the_covariance_is_the_inverse_curvature_at_the_likeliest_prior(scale: float) -> None:
+    """Of logits, whatever s; for untransformed features: in those, theta has the precision T^-1 H T^-1."""
+    relative, outcomes = told()
+    transform = np.array([[2.0, 0.3, 0.0], [0.3, 1.0, 0.1], [0.0, 0.1, 0.5]])
+    posterior = fit_comparisons(stats_of(relative, outcomes), 1.0, scale=scale, transform=transform)
+    penalty = LAMBDAS[int(np.argmax(posterior.weights[0]))]
+    _, hessian, _ = slow(relative @ transform, outcomes, penalty)
+    expected = transform @ np.linalg.inv(hessian) @ transform
+    np.testing.assert_allclose(posterior.covariance(), expected, rtol=1e-3, atol=1e-6)
+    np.testing.assert_allclose(posterior.covariance() @ posterior.precision(), np.eye(3), atol=1e-9)
+
+
 @pytest.mark.parametrize("size", [1e-6, 1.0, 1e6])
 @pytest.mark.parametrize("n", [1, 2, 200])
 def test_what_is_perfectly_separable_stays_finite(size: float, n: int) -> None:

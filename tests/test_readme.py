@@ -76,8 +76,16 @@ def test_the_default_run_gives_the_table_that_is_shown(tmp_path: Path) -> None:
         assert value == pytest.approx(row["value"], abs=0.12), line  # another processor may draw otherwise
         if row["labels"]:
             assert f" {row['labels']:,} " in line
-    for name in ("base model", "random, same labels", "random, 10x labels", "spanner-sampling", "true-reward optimum"):
+    for name in ("base model", "random, same labels", "random, 10x labels", "directed", "true-reward optimum"):
         assert name in shown
+
+
+@pytest.mark.slow
+def test_the_bench_gives_the_table_that_is_shown(folder: Path) -> None:
+    command, shown = blocks("runs: bench")[0]
+    printed = run(shlex.split(command), folder)
+    for line in filter(None, (line.strip() for line in shown.splitlines())):
+        assert re.sub(r"\s+", " ", line).strip("─ ") in re.sub(r"\s+", " ", printed), line
 
 
 def test_the_tree_lists_every_file_and_no_other() -> None:

@@ -12,6 +12,7 @@ from scipy.special import gammaln
 from spannerlm.errors import InputError
 from spannerlm.regression import (
     GAMMAS,
+    LAMBDAS,
     PRIOR_SHAPE,
     PRIOR_SHARE,
     SHRINKAGE,
@@ -258,6 +259,23 @@ def test_precisions_beyond_the_scale_are_held_to_be_unlikely() -> None:
     logs = np.array(cells) - SHRINKAGE / 2.0 * np.log([1.0, 1.0, 2.0, 1000.0])
     expected = np.exp(logs - logs.max())
     np.testing.assert_allclose(fit.weights, expected / expected.sum(), rtol=1e-7, atol=1e-14)
+
+
+def test_the_grid_of_precisions_reaches_far_beyond_the_scale() -> None:
+    np.testing.assert_allclose(LAMBDAS, np.logspace(-3, 4, 22))
+    assert 1.0 in LAMBDAS
+
+
+def test_only_strong_evidence_shrinks_theta_beyond_the_scale() -> None:
+    """Noise alone: a few labels leave the prior signal as large as the noise, thousands do not."""
+    rng = np.random.default_rng(0)
+    precisions = []
+    for n in (30, 4000):
+        features = rng.normal(size=(n, 10)) / np.sqrt(10.0)
+        stats = LabelStats.empty(1, 10).add(np.zeros(n, dtype=np.int64), features, rng.normal(size=n))
+        fit = fit_labels(stats, np.zeros((1, 10)), 1.0)
+        precisions.append(float(fit.lambdas[fit.mode()[1]]))
+    assert precisions[0] <= 1.0 < 30.0 < precisions[1]
 
 
 def test_no_label_is_an_error() -> None:

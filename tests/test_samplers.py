@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -281,6 +282,7 @@ def test_pools_without_weight_are_undefined():
     nothing = np.full(3, -np.inf)
     assert np.isnan(pool_weights(nothing)).all()
     assert math.isnan(effective_sample_size(nothing))
+    assert math.isnan(top_sample_size(nothing))
     assert math.isnan(top_sample_size(np.zeros(2), np.zeros(2, dtype=np.int64)))
     with pytest.raises(InputError, match="positive weight"):
         pool_sample(nothing, None, 1, np.random.default_rng(0))
@@ -486,3 +488,272 @@ def _falling():
     """A score whose first batch is heavy and all later ones light, so that nothing is accepted."""
     calls = itertools.count()
     return lambda f: np.full(len(f), 0.0 if next(calls) == 0 else -40.0)
+
+
+# --- the books of a scan, and what is refused -----------------------------------------------------------------------
+
+
+class SeededOracle(FiniteOracle):
+    """Draws with the generator it is given, from a law for each prompt; remembers what it was asked for."""
+
+    def __init__(self, bases: list[FloatArray]) -> None:
+        super().__init__(bases[0], np.random.default_rng(0))
+        self.bases, self.asked = bases, []
+
+    def draw(self, prompts, n, *, rng):
+        self.asked.append((tuple(prompts), n))
+        found = []
+        for x in prompts:
+            self.base, self.rng = self.bases[x], rng
+            found.append(self.one(n))
+        return tuple(found)
+
+
+def same(a: Accepted, b: Accepted) -> None:
+    assert (a.responses, a.spent, a.exhausted) == (b.responses, b.spent, b.exhausted)
+    assert (a.effective_size, a.max_log_weight) == (b.effective_size, b.max_log_weight)
+    np.testing.assert_array_equal(a.log_weights, b.log_weights)
+    np.testing.assert_array_equal(a.features, b.features)
+
+
+OPTIONS = [{}, {"k": 4, "min_draws": 10, "max_draws": 50, "margin": 0.5}, {"k": 3, "margin": 40.0}, {"max_draws": 70}]
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+def test_one_of_many_prompts_is_scanned_as_if_alone(options):
+    """Same generator, same draws: options and defaults mean the same in both."""
+    base, log_weights = ASYMMETRIC
+    for seed in range(20):
+        one, many, rng = SeededOracle([base]), SeededOracle([base]), np.random.default_rng(seed)
+        alone = adaptive_sampler(
+            lambda n, one=one, rng=rng: one.draw([0], n, rng=rng)[0], lambda f: f @ log_weights, rng=rng, **options
+        )
+        again = np.random.default_rng(seed)
+        (got,) = adaptive_samples(many, [0], [lambda f: f @ log_weights], rng=again, **options)
+        same(got, alone)
+        assert many.asked == one.asked
+
+
+def test_the_defaults_are_as_documented():
+    base, log_weights = ASYMMETRIC
+    named = {"min_draws": 64, "max_draws": 65_536, "margin": 8.0}
+    for scale in (0.0, 1.0, 4.0):
+        for default, explicit in (({}, {"k": 1, **named}), ({"k": 400}, {"k": 400, **named})):
+            runs = [
+                adaptive_samples(
+                    SeededOracle([base]),
+                    [0],
+                    [lambda f, s=scale: s * (f @ log_weights)],
+                    rng=np.random.default_rng(1),
+                    **options,
+                )[0]
+                for options in (default, explicit)
+            ]
+            same(*runs)
+            alone = [FiniteOracle(base, np.random.default_rng(4)) for _ in runs]
+            same(
+                *(
+                    adaptive_sampler(oracle.one, lambda f, s=scale: s * (f @ log_weights), rng=oracle.rng, **options)
+                    for oracle, options in zip(alone, (default, explicit), strict=True)
+                )
+            )
+    stored = (log_weights, np.array([6, 20, 14, 24]))
+    for margin in (0.5, 200.0):
+        oracle = FiniteOracle(base, np.random.default_rng(5))
+        got = adaptive_sampler(oracle.one, lambda f: f @ log_weights, k=5, seen=stored, margin=margin, rng=oracle.rng)
+        assert got.exhausted is False
+        assert got.spent == (64 if margin < 1.0 else oracle.spent)
+        assert (got.spent > 64) == (margin > 1.0)
+    endless = adaptive_samples(SeededOracle([base]), [0], [_falling()], rng=np.random.default_rng(2))[0]
+    assert (endless.spent, endless.exhausted) == (65_536, True)
+    oracle = FiniteOracle(base, np.random.default_rng(3))
+    endless = adaptive_sampler(oracle.one, _falling(), rng=oracle.rng)
+    assert (endless.spent, endless.exhausted) == (65_536, True)
+    last = adaptive_sampler(oracle.one, _falling(), max_draws=65, rng=oracle.rng)
+    assert (last.spent, last.exhausted, len(last.responses)) == (65, True, 1)
+    level = start(np.zeros(4))
+    assert (level.k, level.log_level) == (1, pytest.approx(math.log(1.0 + 8.0 / 4)))
+    assert wanted(level) == 64
+    assert wanted(start(np.array([40.0, 0.0]), np.array([1, 10**6]))) == 65_536
+
+
+def test_prompts_that_need_little_are_not_charged_for_those_that_need_much():
+    bases = [np.array([0.5, 0.5]), np.array([0.02, 0.98]), np.array([0.5, 0.5])]
+    scores = [lambda f, s=s: f @ np.array([s, 0.0]) for s in (0.0, math.log(50.0), 0.0)]
+    oracle, rng = SeededOracle(bases), np.random.default_rng(3)
+    got = adaptive_samples(oracle, [0, 1, 2], scores, k=20, rng=rng)
+    assert [a.spent for a in got if a is not got[1]] == [128, 128]
+    assert got[1].spent > 1000
+    assert not any(a.exhausted for a in got)
+    for x, accepted in enumerate(got):
+        assert sum(n for prompts, n in oracle.asked for prompt in prompts if prompt == x) == accepted.spent
+    assert all(n > 0 for _, n in oracle.asked)
+
+
+def test_prompts_scores_and_draws_must_match():
+    base, log_weights = ASYMMETRIC
+    rng = np.random.default_rng(4)
+    with pytest.raises(ValueError, match="zip"):
+        adaptive_samples(SeededOracle([base, base]), [0, 1], [lambda f: f @ log_weights], rng=rng)
+
+    class Short(SeededOracle):
+        def draw(self, prompts, n, *, rng):
+            found = super().draw(prompts, n, rng=rng)
+            return found if len(self.asked) == 1 else found[:-1]
+
+    with pytest.raises(ValueError, match="zip"):
+        adaptive_samples(Short([base, base]), [0, 1], [lambda f: f @ log_weights] * 2, rng=rng)
+
+
+def test_a_scan_keeps_its_books():
+    """Sums over a pilot and two blocks, copies written out; what is held is aligned, best key first."""
+    rng = np.random.default_rng(5)
+    table = np.log([0.5, 3.0, 1.0, 7.0, 2.0])
+    pilot, blocks = np.array([3, 1, 2, 0, 0]), [np.array([2, 0, 4, 1, 3]), np.array([0, 5, 1, 2, 0])]
+    scan = start(table, pilot, k=6, margin=2.0, spent=6)
+    carried = np.repeat(np.exp(table), pilot)
+    assert scan.max_log_weight == pytest.approx(math.log(3.0))  # what was never drawn has no weight
+    assert scan.log_level == pytest.approx(math.log(3.0 * (1.0 + 2.0 / (carried.sum() / 3.0))))
+    for counts in blocks:
+        some = np.flatnonzero(counts)
+        draws = Draws(0, tuple(str(i) for i in some), counts[some], np.eye(5)[some])
+        scan = absorb(scan, draws, table[some], rng=rng)
+        carried = np.append(carried, np.repeat(np.exp(table), counts))
+        held = [int(r) for r in scan.responses]
+        assert len(held) == 6
+        np.testing.assert_array_equal(scan.features, np.eye(5)[held])
+        np.testing.assert_array_equal(scan.log_weights, table[held])
+        assert (np.diff(scan.log_keys) < 0.0).all()
+        assert (scan.log_keys > scan.log_weights).all()
+    assert (scan.spent, scan.scanned) == (24, 18)
+    assert scan.log_sum == pytest.approx(math.log(carried.sum()))
+    assert scan.log_sum_squares == pytest.approx(math.log((carried**2).sum()))
+    assert finish(scan).effective_size == pytest.approx(carried.sum() ** 2 / (carried**2).sum())
+    assert finish(scan).features is scan.features
+    assert finish(scan).log_weights is scan.log_weights
+    assert finish(scan).max_log_weight == scan.max_log_weight == pytest.approx(math.log(7.0))
+
+
+def test_blocks_without_draws_or_weight_leave_a_scan_as_it_was():
+    rng = np.random.default_rng(7)
+    scan = absorb(Scan(k=2), Draws(0, ("a", "b"), np.array([1, 0]), np.eye(2)), np.array([3.0, 9.0]), rng=rng)
+    assert (scan.responses, scan.max_log_weight, scan.spent) == (("a",), 3.0, 1)
+    after = absorb(scan, Draws(0, (), np.zeros(0, dtype=np.int64), np.zeros((0, 2))), np.zeros(0), rng=rng)
+    after = absorb(after, Draws(0, ("c",), np.array([4]), np.ones((1, 2))), np.array([-np.inf]), rng=rng)
+    assert (after.responses, after.max_log_weight, after.spent) == (("a",), 3.0, 5)
+    assert (after.log_sum, after.log_sum_squares) == (3.0, 6.0)
+    np.testing.assert_array_equal(after.log_keys, scan.log_keys)
+    base, log_weights = ASYMMETRIC
+    more = adaptive_law(np.append(base, 0.0), np.append(log_weights, 50.0), 4)
+    np.testing.assert_allclose(more, np.append(adaptive_law(base, log_weights, 4), 0.0), rtol=1e-12)
+
+
+def test_what_a_scan_wants_and_when_it_is_exhausted():
+    keys = np.array([1.0, 0.0])
+    met = Scan(k=2, log_level=0.0, rate=0.5, log_keys=keys, scanned=64, max_log_weight=5.0)
+    assert wanted(met) == 0  # a key at the level has reached it
+    assert wanted(replace(met, scanned=63)) == 64
+    assert wanted(replace(met, k=3)) == 64  # one is missing
+    assert wanted(replace(met, k=5, rate=0.01)) == 320  # three are missing, at one in a hundred
+    assert wanted(replace(met, k=5, rate=0.01, spent=100), max_draws=200) == 100
+    assert wanted(replace(met, k=5, rate=0.01, spent=300), max_draws=200) == 0
+    assert wanted(replace(met, k=5, rate=0.01), min_draws=7) == 301
+    assert wanted(replace(met, k=3, rate=1.0), min_draws=1) == 1
+    assert not finish(met).exhausted
+    assert finish(replace(met, log_level=0.1)).exhausted
+    assert finish(replace(met, log_level=-math.inf)).exhausted  # no key is above the largest weight
+    assert not finish(replace(met, log_level=-math.inf, max_log_weight=0.0)).exhausted
+    empty = finish(Scan(k=1))
+    assert math.isnan(empty.effective_size)
+    assert (empty.exhausted, empty.responses, empty.spent) == (True, (), 0)
+
+
+@pytest.mark.parametrize(
+    ("log_weights", "counts", "options"),
+    [
+        ([0.0], [1], {"k": 0}),
+        ([0.0], [1], {"margin": -1.0}),
+        ([0.0, -np.inf], [0, 3], {}),
+        ([0.0], [0], {}),
+    ],
+)
+def test_a_scan_without_a_start_is_refused(log_weights, counts, options):
+    with pytest.raises(InputError, match="positive weight; got k="):
+        start(np.array(log_weights), np.array(counts), **options)
+
+
+def test_a_scan_may_start_from_one_draw_and_without_a_margin():
+    assert start(np.array([2.0]), np.array([1]), margin=0.0).log_level == 2.0
+    assert start(np.array([2.0, -np.inf]), np.array([1, 4]), margin=0.5).log_level == pytest.approx(2 + math.log(1.5))
+
+
+@pytest.mark.parametrize(("log_weights", "counts"), [([[0.0]], [[1]]), ([0.0], [1, 1]), ([0.0, 1.0], [1, -1])])
+def test_weights_and_counts_that_do_not_fit_are_refused(log_weights, counts):
+    with pytest.raises(InputError, match=r"expected log-weights .* got shapes"):
+        pool_weights(np.array(log_weights), np.array(counts))
+    with pytest.raises(
+        InputError, match=r"^a log-weight f / beta is nan or \+inf; .* Check theta, the features and beta$"
+    ):
+        pool_weights(np.array([0.0, np.inf]))
+
+
+def test_what_was_never_drawn_has_no_say_in_a_pool():
+    assert np.isnan(pool_weights(np.array([-np.inf, 0.0]), np.array([3, 0]))).all()
+    np.testing.assert_allclose(pool_weights(np.array([0.0, 0.5]), np.array([3, 0])), [1.0, 0.0], atol=1e-15)
+    assert pool_weights(np.array([0.3]), np.array([2])).tolist() == [1.0]
+    assert pool_sample(np.zeros(1), None, 3, np.random.default_rng(0)).tolist() == [0, 0, 0]
+    with pytest.raises(InputError, match=r"^pool_sample needs a stored draw of positive weight; every"):
+        pool_sample(np.full(1, -np.inf), None, 1, np.random.default_rng(0))
+    for size in (effective_sample_size, top_sample_size):
+        assert size(np.array([0.0, 2000.0]), np.array([4, 0])) == pytest.approx(4.0)
+        assert math.isnan(size(np.array([0.0, -np.inf]), np.array([0, 2])))
+        assert math.isnan(size(np.array([0.0, 1.0]), np.array([0, 0])))
+    assert effective_sample_size(np.array([2.0, -np.inf]), np.array([1, 2])) == top_sample_size(np.array([7.0])) == 1.0
+
+
+def test_softmax_sampler_says_what_its_first_batch_weighed():
+    """ceil(4 M log(4 / delta)) = 6 draws, once for Zhat and once for the scan, and one more when that ends."""
+    table = np.log([1.0, 8.0, 20.0])
+    batch = Draws(0, ("a", "b", "c"), np.array([5, 1, 0]), np.eye(3))
+    light = Draws(0, ("a",), np.array([1]), np.eye(3)[:1] - 1e9)
+    blocks, asked = iter([batch]), []
+
+    def draw(n: int) -> Draws:
+        asked.append(n)
+        return next(blocks, light)
+
+    rng = np.random.default_rng(6)
+    got = softmax_sampler(draw, lambda f: f @ table, bound=1.0, delta=0.9, rng=rng)
+    assert asked == [6] + [1] * 7
+    assert (got.spent, got.exhausted, got.responses) == (13, True, ("a",))
+    assert got.max_log_weight == pytest.approx(math.log(8.0))
+    assert got.effective_size == pytest.approx(13.0**2 / 69.0)
+
+
+def test_softmax_sampler_refuses_what_it_cannot_promise():
+    oracle = FiniteOracle(*ASYMMETRIC[:1], np.random.default_rng(0))
+    for bound, delta in ((0.99, 0.1), (math.nan, 0.1), (2.0, 0.0), (2.0, 1.0), (2.0, 1.5)):
+        with pytest.raises(InputError, match=r"bound >= 1 and 0 < delta < 1; got bound="):
+            softmax_sampler(oracle.one, lambda f: np.zeros(len(f)), bound=bound, delta=delta, rng=oracle.rng)
+    assert oracle.spent == 0
+
+
+def test_single_precision_weights_are_summed_in_double():
+    single = np.random.default_rng(8).normal(size=200).astype(np.float32)
+    double = single.astype(np.float64)
+    for size in (top_sample_size, effective_sample_size):
+        assert size(single) == pytest.approx(size(double), rel=1e-14)
+    np.testing.assert_allclose(pool_weights(single), pool_weights(double), rtol=1e-14)
+
+
+def test_softmax_sampler_never_scans_more_than_it_may():
+    """N = ceil(16 log 8) = 34 draws for Zhat, at most as many in blocks of 4, and a last one."""
+    asked, score = [], _falling()
+
+    def draw(n: int) -> Draws:
+        asked.append(n)
+        return Draws(0, ("a",), np.array([n]), np.ones((1, 1)))
+
+    got = softmax_sampler(draw, score, bound=4.0, delta=0.5, rng=np.random.default_rng(9))
+    assert asked == [34] + [4] * 8 + [2, 1]
+    assert (got.spent, got.exhausted) == (69, True)

@@ -12,6 +12,7 @@ from scipy.stats import binom, chisquare
 from spannerlm.errors import InputError
 from spannerlm.records import Draws
 from spannerlm.spanner import (
+    Pair,
     Spanner,
     acceptance_bound,
     certify,
@@ -127,6 +128,7 @@ def test_greedy_pair_is_the_farthest_of_all_pairs() -> None:
         pair = greedy_pair(spanner, draws, norms[best] - 1e-9)
         assert pair is not None
         assert (pair.first, pair.second) == best
+        assert pair.norm == pytest.approx(norms[best], rel=1e-12)
         assert greedy_pair(spanner, draws, norms[best] + 1e-9) is None
     alone = Draws(0, ("a",), np.array([3]), np.ones((1, 3)))
     assert greedy_pair(spanner, alone, 0.0) is None
@@ -144,14 +146,33 @@ def test_greedy_disjoint_pairs_share_nothing_and_count_what_came_before() -> Non
         best = max(norms, key=lambda pair: norms[pair])
         if norms[best] <= 0.5:
             break
-        expected.append(best)
+        expected.append((*best, pytest.approx(norms[best], rel=1e-9)))
         relative = draws.features[best[0]] - draws.features[best[1]]
         sigma, left = sigma + np.outer(relative, relative), left - set(best)
     assert len(expected) > 1
-    assert [(p.first, p.second) for p in pairs] == expected
+    assert [(p.first, p.second, p.norm) for p in pairs] == expected
     np.testing.assert_allclose(spanner.sigma, sigma, rtol=1e-12)
     assert spanner.accepted == len(pairs)
-    assert greedy_disjoint_pairs(start, draws, 0.0, limit=99)[1][4:] == ()  # nine draws hold four disjoint pairs
+    assert len(greedy_disjoint_pairs(start, draws, 0.0, limit=99)[1]) == 4  # nine draws hold four disjoint pairs
+    for limit in (0, 1, 2):
+        assert greedy_disjoint_pairs(start, draws, 0.0, limit=limit)[1] == pairs[:limit]
+    assert greedy_disjoint_pairs(start, draws, 1e3, limit=4) == (start, ())
+    two = Draws(0, ("a", "b"), np.array([1, 1]), np.eye(2))
+    assert len(greedy_disjoint_pairs(Spanner.start(np.eye(2)), two, 0.0, limit=4)[1]) == 1
+
+
+def test_a_pair_at_nu_is_not_beyond_it() -> None:
+    draws, spanner = (
+        Draws(0, ("a", "b"), np.array([1, 1]), np.array([[3.0, 0.0], [0.0, 4.0]])),
+        Spanner.start(np.eye(2)),
+    )
+    assert first_pair(spanner, draws, 5.0, rng=np.random.default_rng(0)) == (None, 1)
+    assert greedy_pair(spanner, draws, 5.0) is None
+    assert greedy_disjoint_pairs(spanner, draws, 5.0, limit=1)[1] == ()
+    below = np.nextafter(5.0, 0.0)
+    assert greedy_pair(spanner, draws, below) == Pair(0, 1, 5.0)
+    assert greedy_disjoint_pairs(spanner, draws, below, limit=1)[1] == (Pair(0, 1, 5.0),)
+    assert first_pair(spanner, draws, below, rng=np.random.default_rng(0))[0] in (Pair(0, 1, 5.0), Pair(1, 0, 5.0))
 
 
 # --- the bound on acceptances ---------------------------------------------------------------------------------------
@@ -221,6 +242,8 @@ def test_certificate_by_hand() -> None:
     clean = certify(np.array([0.1, 0.4, 0.2]), 0.5, 0.3, acceptances=1)
     assert clean.eta == pytest.approx(1 - 0.05 ** (1 / 3))
     assert (clean.pairs, clean.beyond, clean.radius, clean.eta_radius) == (3, 0, 0.4, clean.eta)
+    assert (clean.nu, clean.delta, clean.acceptances) == (0.5, 0.3, 1)
+    assert certify(np.array([0.1, 0.5, 0.2]), 0.5, 0.3, acceptances=1).beyond == 0  # at nu is not beyond it
     dirty = certify(np.array([0.1, 0.6, 0.2]), 0.5, 0.3, acceptances=1)
     assert (dirty.eta, dirty.beyond, dirty.radius) == (1.0, 1, 0.6)
     assert dirty.eta_radius == clean.eta

@@ -164,8 +164,8 @@ class RunConfig(_Section):
     """How many of ``labels`` are kept to measure the value of the learned policy."""
     draws: Count | None = None
     """Base draws that may be spent in all; None: as many as the run finds useful."""
-    batch: Count = 20
-    """Labels asked for at once, at most."""
+    batch: Count = 10
+    """Labels asked for at once, at most: the fewer, the better each is chosen."""
     kl: Positive = 2.0
     """KL budget of the learned policy in nats; a bundled task may bring its own."""
     beta: Positive | None = None

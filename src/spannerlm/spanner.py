@@ -86,7 +86,7 @@ def first_pair(spanner: Spanner, draws: Draws, nu: float, *, rng: np.random.Gene
 
 def greedy_pair(spanner: Spanner, draws: Draws, nu: float) -> Pair | None:
     """The pair of the prompt's draws farthest apart, if beyond ``nu``: all n(n-1)/2 pairs are screened."""
-    i, j, norm = farthest_pair(whiten(spanner.root, draws.features))
+    i, j, norm = farthest_pair(whiten(spanner.root, draws.features), nu)
     return Pair(i, j, norm) if norm > nu else None
 
 
@@ -98,7 +98,7 @@ def greedy_disjoint_pairs(spanner: Spanner, draws: Draws, nu: float, limit: int)
     pairs: list[Pair] = []
     left = np.arange(len(draws.responses))
     while len(pairs) < limit and len(left) > 1:
-        i, j, norm = farthest_pair(whiten(spanner.root, draws.features[left]))
+        i, j, norm = farthest_pair(whiten(spanner.root, draws.features[left]), nu)
         if norm <= nu:
             break
         pairs.append(Pair(int(left[i]), int(left[j]), norm))

@@ -128,7 +128,7 @@ def told(known: Learner, *items: LabelItem, value: float | None = 1.0) -> Learne
 
 
 def test_open_rows_have_no_label_and_wait_for_none() -> None:
-    known = told(learner(), LabelItem(1, "10"), LabelItem(9, "x"))
+    known = told(learner(), LabelItem(1, "10"), LabelItem(5, "x"))
     known = told(known, LabelItem(7, "71"), value=None)
     known = known.absorb(LabelRequest((LabelItem(4, "45"),)))
     known = told(known, LabelItem(4, "41", opponent="42"))  # settles a pair, no response

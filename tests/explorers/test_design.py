@@ -61,7 +61,12 @@ class Case:
         self.learner = learner.absorb(Labelled(marks, features))
         turn = self.learner.transform
         self.posterior = fit_labels(
-            self.learner.stats, self.learner.centres, self.learner.scale, transform=turn, gammas=(gamma,), lambdas=(0.1,)
+            self.learner.stats,
+            self.learner.centres,
+            self.learner.scale,
+            transform=turn,
+            gammas=(gamma,),
+            lambdas=(0.1,),
         )
         inverse = np.linalg.inv(turn)
         self.full = Full(0.1 * self.learner.scale * inverse @ inverse, gamma)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from spannerlm.explorers.learner import PRIOR_FLOOR, PRIOR_POWER, Learner
+from spannerlm.explorers.learner import PRIOR_FLOOR, PRIOR_POWER, Learner, asked
 from spannerlm.logistic import ComparisonStats, fit_comparisons
 from spannerlm.records import Drawn, DrawRequest, Draws, Label, LabelItem, Labelled, LabelRequest, Spec, StopRequest
 from spannerlm.regression import LabelStats, Posterior, fit_labels
@@ -89,14 +89,30 @@ def test_the_transform_is_the_stated_prior() -> None:
     np.testing.assert_allclose(learner.transform, learner.transform.T, atol=1e-12)
 
 
+@pytest.mark.parametrize("power", [0.0, 0.15, 0.5])
+def test_a_prior_of_any_power_keeps_the_scale(power: float) -> None:
+    """T is C^-power in shape, where nothing is floored: prior covariance T T' is C^(-2 power)."""
+    rng = np.random.default_rng(3)
+    features = rng.normal(size=(40, D)) * [2.0, 1.0, 0.8]
+    learner = started().absorb(Drawn((Draws(1, tuple(map(str, range(40))), np.ones(40, dtype=int), features),), 40))
+    turn, c = learner.prior_transform(power), learner.covariance
+    values, vectors = np.linalg.eigh(c)
+    shape = sum(e ** (-2.0 * power) * np.outer(v, v) for e, v in zip(values, vectors.T, strict=True))
+    ratio = float(np.trace(turn @ turn) / np.trace(shape))
+    np.testing.assert_allclose(turn @ turn, ratio * shape, rtol=1e-8, atol=1e-10)
+    assert np.trace(turn @ c @ turn) == pytest.approx(np.trace(c))
+    assert (learner.transform == learner.prior_transform(PRIOR_POWER)).all()
+
+
 def test_requests_wait_until_they_are_answered() -> None:
-    asked = (LabelItem(0, "a"), LabelItem(1, "b"), LabelItem(0, "c"))
-    learner = started().absorb(LabelRequest(asked))
+    items = (LabelItem(0, "a"), LabelItem(1, "b"), LabelItem(0, "c"))
+    learner = started().absorb(LabelRequest(items))
     assert (learner.labels_left, learner.batch()) == (7, 6)
     assert not any(learner.open(x, y) for x, y in ((0, "a"), (1, "b"), (0, "c")))
     assert learner.open(1, "a")
     learner = learner.absorb(labelled(Label(1, "b", 1.0), Label(0, "a", None, status="skip")))
     assert learner.pending == (LabelItem(0, "c"),)
+    assert learner.out == {(0, "c")}
     assert (learner.bought, learner.labels_left) == (2, 7)
     assert not learner.open(0, "a"), "a skip need not be asked again"
     learner = learner.absorb(labelled(Label(0, "c", None, status="failed", charged=False)))
@@ -146,6 +162,20 @@ def test_folding_ten_thousand_labels_keeps_the_state_small() -> None:
     assert len(learner.labelled) == X
 
 
+@pytest.mark.parametrize(
+    ("item", "settles"),
+    [
+        (LabelItem(3, "b"), (3, "b")),
+        (LabelItem(3, "b", True), (3, "b")),
+        (Label(3, "b", None, 2, "skip"), (3, "b")),
+        (LabelItem(3, "b", opponent="a"), (3, "a", "b")),
+        (Label(3, "a", 0.5, opponent="b"), (3, "a", "b")),
+    ],
+)
+def test_what_a_label_settles(item: Label | LabelItem, settles: tuple[int | str, ...]) -> None:
+    assert asked(item) == settles
+
+
 # --- comparisons ----------------------------------------------------------------------------------------------------
 
 
@@ -185,6 +215,8 @@ def test_a_pair_is_settled_whichever_way_round_and_its_responses_are_not() -> No
         assert not learner.open(0, first, second)
         assert not learner.open(0, second, first)
         assert learner.open(1, first, second)
+    assert learner.out == {(0, "3", "4")}
+    assert set(learner.labelled) == {(0, "0", "1"), (0, "0", "2")}
     assert learner.open(0, "1", "2")
     assert learner.open(0, "0")
     assert learner.labels_left == 10 - 2 - 1

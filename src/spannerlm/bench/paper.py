@@ -11,9 +11,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from spannerlm.bench.paper_claims import coverage, harmless, interventions, rare, rivals
+from spannerlm.bench.paper_claims import coverage, foresight, harmless, interventions, rare, rivals
 from spannerlm.bench.paper_direct import samplers, sign_vectors
 from spannerlm.bench.paper_figures import CLAIM, build
+from spannerlm.bench.paper_plan import MISSPECIFIED
 from spannerlm.bench.paper_words import TITLES, sentences
 from spannerlm.bench.rows import Suite, load_rows, load_suite
 from spannerlm.bench.show import figure_text, interval_text, plain_values
@@ -27,9 +28,10 @@ TEMPLATE = Path(__file__).parent.with_name("templates") / "paper.html"
 
 
 def paper_numbers(rows: pa.Table, rivals_rows: tuple[pa.Table, str, str] | None = None) -> dict[str, Any]:
-    """All numbers of the page by claim, a to f; a claim without rows is empty.
+    """All numbers of the page by claim, a to g; a claim without rows is empty.
 
-    ``rivals_rows``: (rows, reference, where they come from) of a suite `rivals`; else (f) has the paper suite's own.
+    ``rivals_rows``: (rows, reference, where they come from) of a suite `rivals`; else (f) and (g) have the paper
+    suite's own.
     Cost: no rows are made; a few seconds for what needs none (`paper_direct`).
     """
     found = runs(rows)
@@ -43,15 +45,19 @@ def paper_numbers(rows: pa.Table, rivals_rows: tuple[pa.Table, str, str] | None 
     signs = sign_vectors()
     if signs is not None:
         numbers["c"]["signs"] = signs
+    wrong = {key: seeds for key, seeds in found.items() if key[0] in MISSPECIFIED}
     if rivals_rows is None:
         own = rows.filter(pc.starts_with(rows["task"], "f: "))
         source = "Reduced: {} seeds, batches of 20 and at most 400 labels; `spannerlm bench rivals` is the whole table"
         numbers["f"] = rivals(own, "spanner-sampling", "") if own.num_rows else {}
         if numbers["f"]:
             numbers["f"]["source"] = source.format(numbers["f"]["seeds"])
+        right = {key: seeds for key, seeds in found.items() if key[0].startswith("f: ")}
+        numbers["g"] = foresight(right, wrong, "Realizable families: the reduced runs of (f)")
     else:
         table, reference, source = rivals_rows
         numbers["f"] = rivals(table, reference, source)
+        numbers["g"] = foresight(runs(table), wrong, f"Realizable families: {source[0].lower()}{source[1:]}")
     return numbers
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import ArrayLike
 
 from spannerlm.bench import paper_plan as plan
 from spannerlm.bench.show import HOLD, SPACING, TARGET
@@ -32,6 +33,13 @@ Numbers = dict[str, Any]
 """JSON values and intervals."""
 
 SHARES_OF_REGRET = (0.3, 0.1, 0.03, 0.01)
+CHECKS = 20
+"""Labels between two looks at a predicted regret: runs whose rows are closer together count no more."""
+LOOKED_AT = (20, 40, 60, 100, 200, 300, 400, 600)
+"""Labels at which the ratio of true to predicted regret is told one by one."""
+DRAWN_AT = (40, 80, 160, 320)
+"""Labels at which a run is a mark in the scatter."""
+PREDICTIONS = {"expected": "predicted_regret", "wide": "predicted_regret_wide"}
 BUDGETS = tuple(range(40, 601, 40))
 """Labels at which regret is compared where exploring must not hurt."""
 
@@ -198,6 +206,25 @@ def rivals(rows: pa.Table, reference: str, source: str) -> Numbers:
     return {"source": source, "reference": reference, "seeds": max(r["seeds"] for r in records), "table": kept}
 
 
+def foresight(realizable: Runs, misspecified: Runs, source: str) -> Numbers:
+    """(g) Regret of `directed`: true over predicted, family by family, and how often its warning fires.
+
+    A run's ratio is the median over looks every 20 labels, from its first 20 on; a family's is the median over runs,
+    ``overall`` that over the runs of all realizable families. ``warned`` is the share of runs with a warning at any
+    row, ``warned_last`` at the last one. Runs of other explorers are left out.
+    """
+    numbers: Numbers = {"source": source}
+    for name, found in (("realizable", realizable), ("misspecified", misspecified)):
+        cells = {task: list(seeds.values()) for (task, variant), seeds in found.items() if variant == "directed"}
+        families = {task.partition(": ")[2] or task: _foreseen(tables) for task, tables in cells.items() if tables}
+        if families:
+            everything = [table for tables in cells.values() for table in tables]
+            whole = _foreseen(everything)
+            overall = {key: whole[key] for key in ("seeds", *PREDICTIONS, "warned", "warned_last")}
+            numbers[name] = {"families": families, "overall": overall}
+    return numbers if len(numbers) > 1 else {}
+
+
 # --- parts ------------------------------------------------------------------------------------------------------------
 
 
@@ -219,6 +246,48 @@ def _growth(runs: Runs, variant: str, tasks: Sequence[tuple[float, str]], column
         middles = [float(np.median(c[i])) for _, c in found]
         numbers[f"spread_{name}"] = max(middles) / min(middles) if middles and min(middles) > 0.0 else float("nan")
     return numbers
+
+
+def _foreseen(tables: Sequence[pa.Table]) -> Numbers:
+    """What (g) says of some runs; a prediction of nothing, or of a regret that is 0, has no ratio."""
+    ends = [int(table["labels"][-1].as_py()) for table in tables]
+    looks = [_ratios(table, np.arange(CHECKS, end + 1, CHECKS)) for table, end in zip(tables, ends, strict=True)]
+    at = []
+    for labels in LOOKED_AT:
+        reaching = [_ratios(table, [labels]) for table, end in zip(tables, ends, strict=True) if end >= labels]
+        if reaching:
+            at.append({"labels": labels, **{name: _of(_middle(reaching, name)) for name in PREDICTIONS}})
+    fired = [table["warning"].is_valid().to_numpy() for table in tables]
+    points = []
+    for table, end in zip(tables, ends, strict=True):
+        start, grid = float(table["start"][0].as_py()), [labels for labels in DRAWN_AT if labels <= end]
+        columns = [value_at(table, grid, column) / start for column in (*PREDICTIONS.values(), "regret")]
+        points += [[float(value) for value in row] for row in zip(*columns, strict=True)]
+    return {
+        "seeds": len(tables),
+        "rows": float(np.median([table.num_rows - 1 for table in tables])),
+        **{name: _of(_middle(looks, name)) for name in PREDICTIONS},
+        "at": at,
+        "warned": float(np.mean([bool(row.any()) for row in fired])),
+        "warned_last": float(np.mean([bool(row[-1]) for row in fired])),
+        "points": points,
+    }
+
+
+def _ratios(rows: pa.Table, labels: ArrayLike) -> dict[str, FloatArray]:
+    """True over predicted regret of one job at these labels, where both are positive."""
+    true = value_at(rows, labels)
+    found = {}
+    for name, column in PREDICTIONS.items():
+        said = value_at(rows, labels, column)
+        usable = (true > 0.0) & (said > 0.0) & np.isfinite(said)
+        found[name] = true[usable] / said[usable]
+    return found
+
+
+def _middle(looks: Sequence[dict[str, FloatArray]], name: str) -> Interval:
+    """Median over jobs of each one's median ratio; jobs without any are left out."""
+    return median([float(np.median(found[name])) for found in looks if len(found[name])])
 
 
 def _point(x: float, c: FloatArray) -> Numbers:

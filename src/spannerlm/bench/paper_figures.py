@@ -6,6 +6,8 @@ import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from spannerlm.bench.paper_axes import LOOKS, Numbers, canvas, growth, key, line, log_axis, loglog, look, ticks, values
 from spannerlm.figures import (
     BLUE,
@@ -284,6 +286,45 @@ def rivals(numbers: Numbers) -> Figure | None:
     return figure
 
 
+def foresight(numbers: Numbers) -> Figure | None:
+    """(g) True against predicted regret, expected above, wide below."""
+    g = numbers.get("g") or {}
+    marks = {name: np.array(_marks(g.get(name) or {})).reshape(-1, 3) for name in ("realizable", "misspecified")}
+    shown = {name: points[np.all(np.isfinite(points) & (points > 0.0), axis=1)] for name, points in marks.items()}
+    everything = np.concatenate(list(shown.values()))
+    if len(everything) == 0:
+        return None
+    note = "directed at 40, 80, 160, 320 labels, a mark a run; shares of the regret at the start; band: within 2"
+    figure, panels = canvas("True against predicted regret", note, 2)
+    figure.set_size_inches(figure.get_figwidth(), figure.get_figheight() + 1.4)
+    low, high = 0.8 * everything.min(), 1.25 * everything.max()
+    for column, (axes, name) in enumerate(zip(panels, ("expected", "wide prior"), strict=True)):
+        axes.fill_between([low, high], [low / 2, high / 2], [2 * low, 2 * high], color=MUTED, alpha=0.15, linewidth=0.0)
+        axes.plot([low, high], [low, high], color=INK, linewidth=1.0)
+        for (kind, points), (color, marker) in zip(shown.items(), ((BLUE, "o"), (VERMILION, "x")), strict=True):
+            style = {"color": color, "marker": marker, "linestyle": "none", "markersize": 3.5, "alpha": 0.45}
+            axes.plot(points[:, column], points[:, 2], label=kind, **style)
+        axes.set_xscale("log")
+        axes.set_yscale("log")
+        axes.set_xlim(low, high)
+        axes.set_ylim(low, high)
+        ticks(axes.yaxis, log_ticks(low, high, 6), _percent)
+        axes.set_ylabel("true regret")
+        axes.set_title(name, fontsize=10.0, fontweight="bold", loc="left", pad=3)
+    ticks(panels[1].xaxis, log_ticks(low, high, 6), _percent)
+    panels[1].set_xlabel("predicted regret")
+    key(panels[0], markersize=6)
+    return figure
+
+
+def _marks(part: Numbers) -> list[list[float]]:
+    return [point for family in (part.get("families") or {}).values() for point in family["points"]]
+
+
+def _percent(share: float) -> str:
+    return f"{100.0 * share:.3g} %"
+
+
 FIGURES: dict[str, Callable[[Numbers], Any]] = {
     "completion": completion,
     "coverage_growth": coverage_growth,
@@ -297,6 +338,7 @@ FIGURES: dict[str, Callable[[Numbers], Any]] = {
     "samplers": samplers,
     "harmless": harmless,
     "rivals": rivals,
+    "foresight": foresight,
 }
 CLAIM = {
     "a": ("completion", "coverage_growth"),
@@ -305,5 +347,6 @@ CLAIM = {
     "d": ("samplers",),
     "e": ("harmless",),
     "f": ("rivals",),
+    "g": ("foresight",),
 }
 """The figures of each claim."""

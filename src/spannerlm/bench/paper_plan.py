@@ -117,6 +117,21 @@ TABLE = tuple(
     replace(task, name=f"f: {task.name}", labels=min(task.labels, 400), batch=20) for task in TUNING + HELD_OUT
 )
 
+# --- (g) foresight: the regret that `directed` predicts, and its warning ------------------------------------------------
+
+ZETAS = (1.0, 2.0, 4.0, 8.0)
+FORESIGHT = tuple(
+    Task(f"g: {name}, zeta={zeta:g}", family, given, {"misspecified": {"zeta": zeta}}, labels=300)
+    for name, family, given in (("tie", "tie", {}), ("rare-skill p=.1", "rare-skill", {"p": 0.1}))
+    for zeta in ZETAS
+)
+MISSPECIFIED = {
+    task.name: float(task.modifiers["misspecified"]["zeta"])
+    for task in (*HARMLESS, *FORESIGHT)
+    if "misspecified" in task.modifiers
+}
+"""Task -> zeta, the size of what no feature explains: moves of the reward by +-zeta beta."""
+
 # Cells of the sweep have seeds of their own: draws of one seed at different budgets are correlated, and so would be
 # the errors that the fitted exponent averages.
 PAPER = Plan(
@@ -135,6 +150,7 @@ PAPER = Plan(
         Block(tuple(_dnf(k, True, 2000) for k in TERMS), (*PROPER, *IMPROPER), seeds=4),
         Block(HARMLESS, HARMLESS_EXPLORERS, seeds=16),
         Block(TABLE, RIVALS, seeds=2),
+        Block(FORESIGHT, known_variants(Variant("directed")), seeds=8, batch=5),
     ),
     seeds=8,
     batch=20,

@@ -20,6 +20,7 @@ TITLES = {
     "d": "What a draw of the tilted policy costs",
     "e": "Where nothing is rare, exploring must not hurt",
     "f": "The rivals",
+    "g": "The regret that is left, as predicted",
 }
 THEOREM = (
     "The theorem (THEORY 2): any algorithm needs T_comp = Omega(min{C*, exp(beta^2 d / 2), exp(1 / (2 beta))}) draws "
@@ -30,7 +31,15 @@ THEOREM = (
 
 def sentences(numbers: Numbers) -> dict[str, list[str]]:
     """Claim -> its sentences; claims that were not measured are absent."""
-    makers = {"a": _coverage, "b": _rare, "c": _interventions, "d": _samplers, "e": _harmless, "f": _rivals}
+    makers = {
+        "a": _coverage,
+        "b": _rare,
+        "c": _interventions,
+        "d": _samplers,
+        "e": _harmless,
+        "f": _rivals,
+        "g": _foresight,
+    }
     return {name: make(numbers[name]) for name, make in makers.items() if numbers.get(name)}
 
 
@@ -207,6 +216,35 @@ def _rivals(f: Numbers) -> list[str]:
         f"tasks where a rival got there; at worst {_decimal(ratio, 2)} times, on {task} (asked: 1.3 everywhere: "
         f"{meets(ratio, high=1.3)}; medians).",
     ]
+
+
+def _foresight(g: Numbers) -> list[str]:
+    found = [f"{g['source']}."]
+    if g.get("realizable"):
+        families, overall = g["realizable"]["families"], g["realizable"]["overall"]
+        for name, said in (("expected", "expected regret"), ("wide", "regret under the wide prior")):
+            medians = {task: method[name]["value"] for task, method in families.items()}
+            known = {task: value for task, value in medians.items() if not math.isnan(value)}
+            inside = sum(meets(value, 0.5, 2.0) == "holds" for value in known.values())
+            start = (
+                f"True over predicted, {said}: median {_asked(overall[name], 'within [0.5, 2]', 0.5, 2.0)} over "
+                f"{overall['seeds']} runs; within on {inside} of {len(known)} families"
+            )
+            least, most = min(known, key=known.__getitem__, default=""), max(known, key=known.__getitem__, default="")
+            ends = f", from {known[least]:.2f} ({least}) to {known[most]:.2f} ({most})" if known else ""
+            found.append(f"{start}{ends}.")
+        found.append(f"False alarms where the features explain the reward: {_warned(overall)}.")
+    for task, method in (g.get("misspecified") or {}).get("families", {}).items():
+        found.append(
+            f"{task}: {_warned(method)}; true regret is {interval(method['expected'])} times the expected one."
+        )
+    return found
+
+
+def _warned(method: Numbers) -> str:
+    """``12 % of 40 runs warn at some row, 5 % at the last``."""
+    shares = [f"{100.0 * method[key]:.0f} %" for key in ("warned", "warned_last")]
+    return f"{shares[0]} of {method['seeds']} runs warn at some row, {shares[1]} at the last"
 
 
 def _bound(method: Numbers) -> str:

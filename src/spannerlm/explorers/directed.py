@@ -35,6 +35,9 @@ from spannerlm.records import Event, FloatArray, Info, IntArray, LabelItem, Labe
 from spannerlm.regression import Posterior
 
 MISFIT = "the features do not explain the reward: labels of one response agree better than the fit with them"
+FARTHEST = 10.0
+"""Noise variance, relative to that of an ordinary label, that is held against any response at most: where all that
+matters is rare, all else has next to no length, and unbounded damping cancels what a long feature tells (max-k-dnf)."""
 TOP, OPPONENTS = 200, 32
 """Rows, and opponents of each, among which a comparison is chosen."""
 
@@ -50,12 +53,12 @@ class DirectedState(PoolState):
     def foresight(self) -> Foresight:
         """Predicted regrets of the current policy; their randomness depends on the number of labels alone."""
         rng = np.random.default_rng([self.learner.bought, 64])
-        return predicted_regret(self.learner, self.candidates, self.theta, self.beta, rng=rng)
+        return predicted_regret(self.learner, self.candidates, self.theta, self.beta, bounded=self.bounded, rng=rng)
 
     @cached_property
     def misfit(self) -> bool:
         """Whether replicates show that the reward is not linear in the features."""
-        return lack_of_fit(self.replicates, self.learner.theta) < SUSPICION
+        return lack_of_fit(self.replicates) < SUSPICION
 
 
 @dataclass(frozen=True)
@@ -74,7 +77,8 @@ class Directed(PoolExplorer):
     base_share: float = 0.1
     """Share of the base model in the mixture."""
     damping: float = 1.0
-    """Label noise variance is taken to be 1 + damping |f|^2 / S: what lies far out tells less than it seems to."""
+    """Label noise variance is taken to be 1 + damping |f|^2 / S, at most 10: what lies far out tells less than it
+    seems to."""
     round_prompts: int = 32
     """Prompts looked at per request, at most."""
     name: ClassVar[str] = "directed"
@@ -95,9 +99,10 @@ class Directed(PoolExplorer):
     def decide(self, state: PoolState, *, rng: np.random.Generator) -> Request:
         """As every `PoolExplorer`, unless both predicted regrets are below the target."""
         target = state.learner.spec.target_regret
-        if target is not None and isinstance(state, DirectedState) and not state.learner.pending:
+        ready = state.size > 0 and not state.learner.pending and state.learner.bought >= 2 * self.opening
+        if target is not None and ready and isinstance(state, DirectedState):
             ahead = state.foresight
-            if state.learner.bought >= 2 * self.opening and max(ahead.expected, ahead.wide) <= target:
+            if max(ahead.expected, ahead.wide) <= target:
                 return StopRequest(f"predicted regret below {target:g}", self.progress(state))
         return super().decide(state, rng=rng)
 
@@ -105,7 +110,7 @@ class Directed(PoolExplorer):
         """The state after an event; rewards are remembered by response."""
         after = super().absorb(state, event)
         if isinstance(event, Labelled) and isinstance(after, DirectedState):
-            return replace(after, replicates=add_replicates(after.replicates, event, after.learner.centres))
+            return replace(after, replicates=add_replicates(after.replicates, event))
         return after
 
     def progress(self, state: PoolState) -> Info:
@@ -138,7 +143,8 @@ class Directed(PoolExplorer):
     def _singles(
         self, learner: Learner, posterior: Posterior, part: Candidates, target: FloatArray, size: int
     ) -> tuple[LabelItem, ...]:
-        extra = 1.0 + self.damping * np.einsum("nd,nd->n", part.features, part.features) / learner.scale
+        lengths = np.einsum("nd,nd->n", part.features, part.features)
+        extra = np.minimum(1.0 + self.damping * lengths / learner.scale, FARTHEST)
         design = single_design(learner, posterior, target, part.features, part.owners, part.ids, extra)
         for item in learner.pending:
             row = part.index.get((item.prompt, item.response))
@@ -159,6 +165,8 @@ class Directed(PoolExplorer):
         rng: np.random.Generator,
     ) -> tuple[LabelItem, ...]:
         first, second = contenders(part, posterior.covariance(), target, mixed, rng=rng)
+        if len(first) == 0:
+            return ()
         relative = part.features[first] - part.features[second]
         odds = expit(relative @ posterior.mean / posterior.scale)
         design = PairDesign(posterior.covariance(), target, relative, odds * (1.0 - odds))

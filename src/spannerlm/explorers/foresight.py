@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,7 +23,11 @@ WIDE_POWER = 0.5
 WIDE_LAMBDAS = tuple(value for value in LAMBDAS if value <= 0.1 * (1.0 + 1e-9))
 """Its precisions: the prior signal is at least ten times the noise."""
 SUSPICION = 0.01
-"""Chance of a lack-of-fit warning where the features do explain the reward, at each look."""
+"""Chance of a lack-of-fit warning where the features do explain the reward, by one look."""
+
+
+ROUNDING = 1e-12
+"""Spread of labels of one response, relative to their mean square, that is taken for rounding: no test then."""
 
 
 @dataclass(frozen=True)
@@ -37,11 +41,18 @@ class Foresight:
 
 
 def predicted_regret(
-    learner: Learner, candidates: Candidates, theta: FloatArray, beta: float, *, rng: np.random.Generator
+    learner: Learner,
+    candidates: Candidates,
+    theta: FloatArray,
+    beta: float,
+    *,
+    bounded: Callable[[FloatArray], FloatArray] = lambda thetas: thetas,
+    rng: np.random.Generator,
 ) -> Foresight:
     """Mean of beta KL(pi_theta || pi_k) over theta_k from the posterior, on the pools; under both priors.
 
-    Nothing is known of responses that were never drawn. Cost: no draws, no labels; one more fit.
+    ``bounded`` brings sampled thetas [k, d] within the task's box. Nothing is known of responses that were never drawn.
+    Cost: no draws, no labels; one more fit.
     """
     posterior = learner.posterior
     if posterior is None or not np.isfinite(beta):
@@ -50,7 +61,7 @@ def predicted_regret(
     rho = part.prompt_weights(learner.spec.prompt_probs)
     found = []
     for fit in (posterior, wide_posterior(learner)):
-        thetas = fit.sample(SAMPLES, rng=rng)
+        thetas = bounded(fit.sample(SAMPLES, rng=rng))
         found.append(float(np.mean(divergences(part, rho, theta, thetas, beta))) * beta)
     return Foresight(*found)
 
@@ -81,40 +92,42 @@ class Replicates:
     total: float
     square: float
     features: FloatArray
-    """[d] phi less the prompt's mean when it was first labelled."""
+    """[d] phi, not centred."""
 
 
-def add_replicates(
-    known: Mapping[tuple[int, str], Replicates], event: Labelled, centres: FloatArray
-) -> dict[tuple[int, str], Replicates]:
-    """The replicates with the rewards of an outcome added: centres [X, d]."""
+def add_replicates(known: Mapping[tuple[int, str], Replicates], event: Labelled) -> dict[tuple[int, str], Replicates]:
+    """The replicates with the rewards of an outcome added."""
     found = dict(known)
     for label, phi in zip(event.labels, event.features, strict=True):
         if label.value is None or label.opponent is not None or not label.charged:
             continue
         key, value = (label.prompt, label.response), label.value
-        old = found.get(key) or Replicates(0, 0.0, 0.0, phi - centres[label.prompt])
+        old = found.get(key) or Replicates(0, 0.0, 0.0, phi)
         found[key] = Replicates(old.count + 1, old.total + value, old.square + value**2, old.features)
     return found
 
 
-def lack_of_fit(known: Mapping[tuple[int, str], Replicates], theta: FloatArray) -> float:
+def lack_of_fit(known: Mapping[tuple[int, str], Replicates]) -> float:
     """p-value that the features explain the rewards of responses labelled more than once; 1 where none can be tested.
 
-    The classical F test of lack of fit: what the linear fit leaves of the responses' mean labels, prompt means taken
-    out, beside the spread of the labels of one and the same response.
+    The classical F test of lack of fit: what least squares leaves of the responses' mean labels, an intercept for each
+    prompt included, beside the spread of the labels of one and the same response. The posterior mean would not do: what
+    its prior shrinks would count as lack of fit. Label noise that differs by response passes for lack of fit as well.
     """
     groups = [(x, g) for (x, _), g in known.items()]
     error = sum(g.square - g.total**2 / g.count for _, g in groups)
     degrees = sum(g.count - 1 for _, g in groups)
-    if degrees < 1 or error <= 0.0:
+    if degrees < 1 or error <= ROUNDING * sum(g.square for _, g in groups):
         return 1.0
     owners = np.unique([x for x, _ in groups], return_inverse=True)[1]
     counts = np.array([g.count for _, g in groups], dtype=np.float64)
-    left = np.array([g.total / g.count - g.features @ theta for _, g in groups])
+    table = np.array([np.append(g.features, g.total / g.count) for _, g in groups])  # [k, d + 1]
     mass = np.bincount(owners, counts)
-    left = left - (np.bincount(owners, counts * left) / mass)[owners]
-    free = len(groups) - len(mass) - len(theta)
+    means = np.array([np.bincount(owners, counts * column) / mass for column in table.T]).T
+    table = (table - means[owners]) * np.sqrt(counts)[:, None]
+    fitted, _, rank, _ = np.linalg.lstsq(table[:, :-1], table[:, -1], rcond=None)
+    free = len(groups) - len(mass) - int(rank)
     if free < 1:
         return 1.0
-    return float(f_distribution.sf(float(counts @ left**2) / free / (error / degrees), free, degrees))
+    left = float(np.sum((table[:, -1] - table[:, :-1] @ fitted) ** 2))
+    return float(f_distribution.sf(left / free / (error / degrees), free, degrees))

@@ -45,7 +45,7 @@ class PoolState:
     learner: Learner
     pools: pools.Pools = field(default_factory=dict)
     size: int = 0
-    """Draws per prompt in the pools, at least; 0 before the first pool."""
+    """Draws per prompt that were asked for; 0 before the first pool. A prompt with foreign draws alone has fewer."""
     asked: int = 0
     """Labels asked for by this explorer."""
     rounds: int = 0
