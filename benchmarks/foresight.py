@@ -137,7 +137,9 @@ def main() -> None:
     right = {task: groups[task] for task in FAMILIES}
     print_predictions(right, {task: rows for task, rows in groups.items() if task not in FAMILIES})
     cells = [(family, share) for family in FAMILIES for share in ASKED]
-    stops = [(family, seed, rows, share) for family, share in cells for seed, rows in zip(seeds, right[family])]
+    stops = [
+        (family, seed, rows, share) for family, share in cells for seed, rows in zip(seeds, right[family], strict=True)
+    ]
     outcomes = pool(delayed(stopped)(*stop) for stop in stops)
     print_stops({key: outcomes[i * len(seeds) : (i + 1) * len(seeds)] for i, key in enumerate(cells)})
 

@@ -42,6 +42,12 @@ class Watched(TabularEnvironment):
         self.seen.update((d.prompt, y) for d in records for y in d.responses)
         return records
 
+    def enumerate(self, prompts: Any, limit: int) -> Any:
+        records = super().enumerate(prompts, limit)
+        object.__setattr__(self, "drawn", self.drawn + sum(int(d.counts.sum()) for d in records))
+        self.seen.update((d.prompt, y) for d in records for y in d.responses)
+        return records
+
     def _mean_reward(self, prompts: Any, completions: Any) -> list[float]:
         self.labelled.extend((int(x), y) for x, y in zip(prompts, completions, strict=True))
         return super()._mean_reward(prompts, completions)

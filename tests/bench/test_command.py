@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 
 from spannerlm import cli
-from spannerlm.bench import suites
+from spannerlm.bench import suites, tables
 from spannerlm.bench.show import progress_line
 
 ARGS = ["bench", "quick", "--environments", "tie", "--seeds", "2"]
@@ -50,7 +50,7 @@ def test_the_table_the_document_and_the_resumed_suite_say_the_same(call, tmp_pat
 
 
 def test_an_infinity_is_text_in_the_document_and_a_sign_in_the_table(call, monkeypatch):
-    block = suites.Block((suites.Task("tie", "tie", labels=20),), suites.RIVALS)
+    block = suites.Block((suites.Task("tie", "tie", labels=20),), tables.RIVALS)
     monkeypatch.setitem(suites.SUITES, "quick", suites.Plan("note", (block,), 1, 20, "passive"))
     table = json.loads(call("bench", "quick", "--json")[1])["table"]
     assert table[0]["labels"] == {"value": "inf", "low": "inf", "high": "inf"}

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from spannerlm.bench.paper_axes import LOOKS, Numbers, canvas, growth, key, line, log_axis, loglog, look, ticks, values
+from spannerlm.bench.paper_claims import DRAWN_AT
 from spannerlm.figures import (
     BLUE,
     GREEN,
@@ -24,6 +25,8 @@ from spannerlm.figures import (
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+KINDS = ((BLUE, "o", 0.3), (VERMILION, "x", 0.9))
+"""Colour, marker and opacity of realizable and of misspecified tasks."""
 FIVE = ((BLUE, "o"), (VERMILION, "s"), (GREEN, "v"), (PURPLE, "^"), (ORANGE, "D"))
 
 
@@ -294,24 +297,25 @@ def foresight(numbers: Numbers) -> Figure | None:
     everything = np.concatenate(list(shown.values()))
     if len(everything) == 0:
         return None
-    note = "directed at 40, 80, 160, 320 labels, a mark a run; shares of the regret at the start; band: within 2"
+    note = f"directed at {', '.join(map(str, DRAWN_AT))} labels, in shares of the start; band: within 2 times"
     figure, panels = canvas("True against predicted regret", note, 2)
-    figure.set_size_inches(figure.get_figwidth(), figure.get_figheight() + 1.4)
+    figure.subplots_adjust(left=0.165, hspace=0.16)
     low, high = 0.8 * everything.min(), 1.25 * everything.max()
+    least, most = 0.8 * everything[:, 2].min(), 1.25 * everything[:, 2].max()
     for column, (axes, name) in enumerate(zip(panels, ("expected", "wide prior"), strict=True)):
         axes.fill_between([low, high], [low / 2, high / 2], [2 * low, 2 * high], color=MUTED, alpha=0.15, linewidth=0.0)
         axes.plot([low, high], [low, high], color=INK, linewidth=1.0)
-        for (kind, points), (color, marker) in zip(shown.items(), ((BLUE, "o"), (VERMILION, "x")), strict=True):
-            style = {"color": color, "marker": marker, "linestyle": "none", "markersize": 3.5, "alpha": 0.45}
-            axes.plot(points[:, column], points[:, 2], label=kind, **style)
+        for (kind, points), (color, marker, alpha) in zip(shown.items(), KINDS, strict=True):
+            style: dict[str, Any] = {"color": color, "marker": marker, "linestyle": "none", "markersize": 3.5}
+            axes.plot(points[:, column], points[:, 2], label=kind, alpha=alpha, **style)
         axes.set_xscale("log")
         axes.set_yscale("log")
         axes.set_xlim(low, high)
-        axes.set_ylim(low, high)
-        ticks(axes.yaxis, log_ticks(low, high, 6), _percent)
+        axes.set_ylim(least, most)
+        ticks(axes.yaxis, log_ticks(least, most, 6), _percent)
         axes.set_ylabel("true regret")
         axes.set_title(name, fontsize=10.0, fontweight="bold", loc="left", pad=3)
-    ticks(panels[1].xaxis, log_ticks(low, high, 6), _percent)
+    ticks(panels[1].xaxis, log_ticks(low, high, 5), _percent)
     panels[1].set_xlabel("predicted regret")
     key(panels[0], markersize=6)
     return figure
@@ -322,7 +326,7 @@ def _marks(part: Numbers) -> list[list[float]]:
 
 
 def _percent(share: float) -> str:
-    return f"{100.0 * share:.3g} %"
+    return f"{100.0 * share:,.10g} %"
 
 
 FIGURES: dict[str, Callable[[Numbers], Any]] = {

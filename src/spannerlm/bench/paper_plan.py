@@ -117,7 +117,7 @@ TABLE = tuple(
     replace(task, name=f"f: {task.name}", labels=min(task.labels, 400), batch=20) for task in TUNING + HELD_OUT
 )
 
-# --- (g) foresight: the regret that `directed` predicts, and its warning ------------------------------------------------
+# --- (g) foresight: what `directed` predicts of its regret, and its warning -------------------------------------------
 
 ZETAS = (1.0, 2.0, 4.0, 8.0)
 FORESIGHT = tuple(

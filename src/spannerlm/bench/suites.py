@@ -93,6 +93,7 @@ def suite_by_name(
         for variant in block.variants
         for seed in range(first + block.offset, first + block.offset + (seeds or block.seeds or plan.seeds))
     )
+    jobs = _distinct(jobs)  # chosen explorers meet a task once, also where two blocks of the suite hold it
     present = {job.variant for job in jobs}
     return Suite(name, jobs, plan.note, plan.reference if plan.reference in present else "")
 
@@ -119,11 +120,7 @@ Line = TypeVar("Line")
 
 def _distinct(lines: Iterable[Line]) -> tuple[Line, ...]:
     """The lines in their order, each once."""
-    found: list[Line] = []
-    for line in lines:
-        if line not in found:
-            found.append(line)
-    return tuple(found)
+    return tuple({repr(line): line for line in lines}.values())
 
 
 def _chosen(
