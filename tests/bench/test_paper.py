@@ -12,7 +12,7 @@ import pytest
 from spannerlm.bench import SCHEMA, Suite, paper, run_suite, suite_by_name
 from spannerlm.bench import paper_plan as plan
 from spannerlm.bench.paper import load_rivals, paper_numbers, render_paper, write_paper
-from spannerlm.bench.paper_claims import costs, coverage, harmless, interventions, rare, rivals
+from spannerlm.bench.paper_claims import costs, coverage, foresight, harmless, interventions, rare, rivals
 from spannerlm.bench.paper_direct import TARGET, best_signs, samplers
 from spannerlm.bench.paper_figures import CLAIM, FIGURES, build
 from spannerlm.bench.paper_words import meets, sentences
@@ -181,6 +181,83 @@ def test_the_rivals_sentence_compares_with_the_best_enumeration_aside():
     assert "2.00 times, on tie (asked: 1.3 everywhere: does not hold" in said
 
 
+def foreseen_rows(task, seed, factor, warned=(), variant="directed", step=5, budget=120):
+    """Regret 1 / labels, times a wobble; the expected one is ``factor`` times less, the wide one twice the expected."""
+    grid = [0, *range(step, budget + step, step)]
+    fixed = job_rows(task, variant, seed, math.inf, 20).slice(0, 1).to_pylist()[0]
+    rows = []
+    for i, x in enumerate(grid):
+        true = (1.0 + 0.3 * ((7 * i + seed) % 5)) / max(x, 1)
+        told = {} if x == 0 else {"predicted_regret": true / factor, "predicted_regret_wide": 2.0 * true / factor}
+        told |= {"warning": "no fit"} if x in warned else {}
+        rows.append({**fixed, "labels": x, "rounds": i, "regret": true, "start": 2.0, **told})
+    return pa.Table.from_pylist(rows, schema=SCHEMA)
+
+
+def foreseen(factors, warned=()):
+    """(g) of realizable families with these factors, four seeds each, and one misspecified task."""
+    right = [foreseen_rows(f"f: {t}", s, f * 1.1**s, warned) for t, f in factors.items() for s in range(4)]
+    wrong = [foreseen_rows(plan.FORESIGHT[0].name, s, 9.0, (100, 120) if s else (60,)) for s in range(4)]
+    return foresight(grouped(right), grouped(wrong), "Realizable families: some")
+
+
+def test_true_over_predicted_regret_is_a_median_over_runs_and_is_judged_by_what_it_is():
+    numbers = foreseen({"tie": 0.8, "decoys": 1.2})
+    family = numbers["realizable"]["families"]["tie"]
+    slow = np.median([0.8 * 1.1**s for s in range(4)])
+    assert family["expected"]["value"] == pytest.approx(slow)
+    assert family["wide"]["value"] == pytest.approx(slow / 2)
+    assert [row["labels"] for row in family["at"]] == [20, 40, 60, 100]
+    assert all(row["expected"]["value"] == pytest.approx(slow) for row in family["at"])
+    everything = np.median([f * 1.1**s for f in (0.8, 1.2) for s in range(4)])
+    assert numbers["realizable"]["overall"]["expected"]["value"] == pytest.approx(everything)
+    rows = foreseen_rows("f: tie", 2, 0.8 * 1.1**2).to_pylist()
+    true = next(row["regret"] for row in rows if row["labels"] == 80)
+    mark = family["points"][2 * 2 + 1]  # two marks a run, at 40 and 80 labels
+    assert mark == pytest.approx([true / slow_factor / 2.0 for slow_factor in (0.8 * 1.21, 0.4 * 1.21, 1.0)])
+    said = sentences({"g": numbers})["g"]
+    assert "within [0.5, 2]: holds) over 8 runs; within on 2 of 2 families" in said[1]
+    assert "within on 1 of 2 families, from 0.46 (tie) to 0.69 (decoys)" in said[2]
+    biased = sentences({"g": foreseen({"tie": 3.0, "decoys": 4.0})})["g"]
+    assert "within [0.5, 2]: does not hold) over 8 runs; within on 0 of 2" in biased[1]
+
+
+def test_a_warning_counts_once_a_run_at_any_row_and_at_the_last():
+    numbers = foreseen({"tie": 1.0}, warned=(40,))
+    assert [numbers["realizable"]["overall"][key] for key in ("warned", "warned_last")] == [1.0, 0.0]
+    wrong = numbers["misspecified"]["families"]["tie, zeta=1"]
+    assert [wrong[key] for key in ("warned", "warned_last")] == [1.0, 0.75]
+    said = sentences({"g": numbers})["g"]
+    assert "100 % of 4 runs warn at some row, 0 % at the last" in said[3]
+    assert said[4].startswith("tie, zeta=1: 100 % of 4 runs warn at some row, 75 % at the last; true regret is 9.00")
+
+
+def test_predictions_of_nothing_and_regrets_of_zero_have_no_ratio_and_other_explorers_none():
+    rows = foreseen_rows("f: tie", 0, 1.0)
+    zero = pa.array([0.0] * rows.num_rows)
+    lost = rows.set_column(rows.schema.get_field_index("regret"), "regret", zero)
+    numbers = foresight(grouped([lost]), {}, "Some")["realizable"]
+    assert math.isnan(numbers["overall"]["expected"]["value"])
+    assert "undecided" in sentences({"g": {"source": "Some", "realizable": numbers}})["g"][1]
+    assert build("foresight", {"g": {"realizable": numbers}}) is None
+    assert foresight(grouped([foreseen_rows("f: tie", 0, 1.0, variant="passive")]), {}, "Some") == {}
+
+
+def test_foresight_comes_from_the_rows_of_the_page_with_or_without_the_rivals(quick_direct):
+    reduced = [foreseen_rows("f: tie", s, 1.0, step=20) for s in range(2)]
+    wrong = [foreseen_rows(task, 0, 9.0) for task in plan.MISSPECIFIED]
+    own = paper_numbers(pa.concat_tables([*reduced, *wrong]))["g"]
+    assert own["source"] == "Realizable families: the reduced runs of (f)"
+    assert (list(own["realizable"]["families"]), own["realizable"]["overall"]["seeds"]) == (["tie"], 2)
+    assert len(own["misspecified"]["families"]) == len(plan.MISSPECIFIED) == 10
+    others = pa.concat_tables([foreseen_rows("decoys", s, 1.0) for s in range(3)])
+    given = paper_numbers(pa.concat_tables(reduced), (others, "directed", "The suite rivals: 3 seeds"))["g"]
+    assert given["source"] == "Realizable families: the suite rivals: 3 seeds"
+    assert (list(given["realizable"]["families"]), given["realizable"]["overall"]["seeds"]) == (["decoys"], 3)
+    assert "misspecified" not in given
+    assert paper_numbers(pa.concat_tables([job_rows("f: tie", "passive", 0, 40, 100)]))["g"] == {}
+
+
 def test_an_undefined_number_meets_nothing():
     assert [meets(x, 0.9, 1.1) for x in (1.0, 1.2, math.nan, math.inf)] == [
         "holds",
@@ -259,9 +336,18 @@ def test_figures_are_drawn_from_whatever_is_there_and_only_that():
         "b": rare_rows(0.0, 1.0, math.inf),
         "c": dnf_rows(1.0, 0.1),
         "e": harmless_rows(0.3),
+        "g": foreseen({"tie": 0.8, "decoys": 1.2}),
     }
     drawn = {name for name in FIGURES if build(name, numbers) is not None}
-    assert drawn == {"completion", "coverage_growth", "rare_labels", "rare_draws", "rate", "terms_labels", "harmless"}
+    assert drawn == {
+        "completion",
+        "coverage_growth",
+        "rare_labels",
+        "rare_draws",
+        "rate",
+        "terms_labels",
+        "harmless",
+    } | {"foresight"}
     assert not any(build(name, {}) for name in FIGURES)
     assert {name for names in CLAIM.values() for name in names} == set(FIGURES)
 

@@ -116,7 +116,10 @@ def geometric_mean(values: ArrayLike) -> Interval:
 
 
 def median(values: ArrayLike) -> Interval:
-    """Median over seeds [S] with its interval; inf counts as larger than any number, nan makes all undefined."""
+    """Median over seeds [S] with its interval; inf counts as larger than any number, nan makes all undefined.
+
+    Below 6 seeds no interval of a median can reach 95 %: that of 4 seeds covers about 88 %, that of 2 half.
+    """
     array = np.asarray(values, dtype=np.float64)
     if array.size == 0 or np.isnan(array).any():
         return UNDEFINED

@@ -111,7 +111,7 @@ class ActivePreference(PoolExplorer):
 def precision(learner: Learner) -> FloatArray:
     """[d, d] Sigma: ||phi||_{Sigma^-1} is the posterior standard deviation of <theta, phi> in units of the noise.
 
-    With comparisons in units of s. Before the first label the prior's, at the largest penalty it considers.
+    With comparisons in units of s. Before the first label the prior's, at lambda = S.
     """
     return prior_precision(learner) if learner.posterior is None else learner.posterior.precision()
 
