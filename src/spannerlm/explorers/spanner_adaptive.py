@@ -216,7 +216,7 @@ class AdaptiveSpannerSampling:
 
 
 def prior_precision(learner: Learner) -> FloatArray:
-    """[d, d] precision of theta / sigma under the regression's prior at lambda = S, where signal and noise are equal."""
+    """[d, d] precision of theta / sigma under the regression's prior at lambda = S: signal as large as noise."""
     inverse = np.linalg.inv(learner.transform)
     return learner.scale * inverse @ inverse
 
