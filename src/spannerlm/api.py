@@ -64,8 +64,8 @@ def explore(
     environment brings its own. ``scale`` is s of P(y preferred to y') = sigmoid((r - r') / s), in reward units:
     comparisons tell rewards only in units of it.
 
-    All of ``labels`` are spent, where as many distinct responses can be drawn, unless the explorer predicts a regret of
-    at most ``target_regret``, in reward units, before; ``draws=None`` means no limit on draws.
+    All of ``labels`` are spent, where as many distinct responses can be drawn, unless the explorer predicts a regret
+    well below ``target_regret``, in reward units, before; ``draws=None`` means no limit on draws.
     With ``run_dir`` everything is kept there, and the same call resumes a run that was cut off. Where it was cut off
     while the reward was being asked, and the reward does not say ``pure = True``, nobody knows whether those labels
     were charged: ``in_doubt`` says whether to ask again, perhaps paying twice, or to go on without them.

@@ -17,6 +17,7 @@ from spannerlm.environments import TabularEnvironment, environment, rare_skill
 from spannerlm.errors import InputError
 from spannerlm.explorers.candidates import Candidates
 from spannerlm.explorers.directed import (
+    MARGIN,
     MISFIT,
     OPPONENTS,
     TOP,
@@ -347,15 +348,15 @@ def test_it_stops_only_when_both_predictions_are_below_the_target() -> None:
     assert 0.0 < low < high
     rng = np.random.default_rng
     explorer = Directed(pool=30)
-    request = explorer.decide(aimed(state, 1.001 * high), rng=rng(0))
+    request = explorer.decide(aimed(state, 1.001 * MARGIN * high), rng=rng(0))
     assert isinstance(request, StopRequest)
     assert "predicted regret below" in request.reason
     assert (request.info["predicted_regret"], request.info["predicted_regret_wide"]) == (
         state.foresight.expected,
         state.foresight.wide,
     )
-    assert not isinstance(explorer.decide(aimed(state, 0.5 * (low + high)), rng=rng(0)), StopRequest)
-    assert not isinstance(explorer.decide(aimed(state, 0.999 * low), rng=rng(0)), StopRequest)
+    assert not isinstance(explorer.decide(aimed(state, 0.5 * MARGIN * (low + high)), rng=rng(0)), StopRequest)
+    assert not isinstance(explorer.decide(aimed(state, 0.999 * MARGIN * low), rng=rng(0)), StopRequest)
     assert not isinstance(explorer.decide(state, rng=rng(0)), StopRequest)
     waiting = explorer.absorb(state, LabelRequest((LabelItem(0, state.candidates.responses[0], True),)))
     assert isinstance(waiting, DirectedState)
@@ -386,10 +387,10 @@ def test_exploring_ends_at_the_regret_that_was_asked_for(target: float) -> None:
         assert "predicted regret below" in result.reason
         regrets.append(env.regret(result.policy.table(env)))
         labels.append(result.labels)
-    assert max(labels) < 300
+    assert max(labels) < 500
     assert min(labels) >= 40
-    assert np.mean(regrets) < 1.5 * target
-    assert max(regrets) < 3.0 * target
+    assert np.mean(regrets) < target
+    assert max(regrets) < 1.5 * target
 
 
 def test_progress_tells_what_is_predicted_and_warns_where_the_features_do_not_fit() -> None:

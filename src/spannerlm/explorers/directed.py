@@ -38,6 +38,8 @@ MISFIT = "the features do not explain the reward: labels of one response agree b
 FARTHEST = 10.0
 """Noise variance, relative to that of an ordinary label, that is held against any response at most: where all that
 matters is rare, all else has next to no length, and unbounded damping cancels what a long feature tells (max-k-dnf)."""
+MARGIN = 2.0
+"""By how much both predicted regrets must lie below the one that was asked for: at 1 half of the runs end above it."""
 TOP, OPPONENTS = 200, 32
 """Rows, and opponents of each, among which a comparison is chosen."""
 
@@ -66,8 +68,8 @@ class Directed(PoolExplorer):
     """Goal-directed design. After ``opening`` random labels, each label is the one that most lowers tr(M Cov(theta)).
 
     M is the covariance of features under the mean of policies that the posterior holds possible. Learns from rewards
-    and from comparisons. With ``target_regret`` it stops as soon as both predicted regrets are below it. Cost: the
-    pools of `PoolExplorer`; one label each; about 10 n d^2 flops a request for n candidates.
+    and from comparisons. With ``target_regret`` it stops as soon as both predicted regrets are below half of it. Cost:
+    the pools of `PoolExplorer`; one label each; about 10 n d^2 flops a request for n candidates.
     """
 
     opening: int = 20
@@ -97,12 +99,12 @@ class Directed(PoolExplorer):
         return DirectedState(start.learner, box=start.box)
 
     def decide(self, state: PoolState, *, rng: np.random.Generator) -> Request:
-        """As every `PoolExplorer`, unless both predicted regrets are below the target."""
+        """As every `PoolExplorer`, unless both predicted regrets are below the target by the margin."""
         target = state.learner.spec.target_regret
         ready = state.size > 0 and not state.learner.pending and state.learner.bought >= 2 * self.opening
         if target is not None and ready and isinstance(state, DirectedState):
             ahead = state.foresight
-            if max(ahead.expected, ahead.wide) <= target:
+            if MARGIN * max(ahead.expected, ahead.wide) <= target:
                 return StopRequest(f"predicted regret below {target:g}", self.progress(state))
         return super().decide(state, rng=rng)
 
