@@ -121,6 +121,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "near-orthogonal": {"c": 64},
     "max-k-dnf": {"k": 3, "n": 8, "prompts": 60},
     "tie": {"prompts": 4, "responses": 9, "dim": 3},
+    "random-table": {"prompts": 5, "responses": 30, "binary": 0},
 }
 """Parameters of a small member of each family."""
 

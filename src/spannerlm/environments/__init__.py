@@ -25,6 +25,7 @@ from spannerlm.environments.low_variance import low_variance
 from spannerlm.environments.max_k_dnf import Terms, max_k_dnf, max_k_dnf_bound, max_k_dnf_terms
 from spannerlm.environments.near_orthogonal import near_orthogonal
 from spannerlm.environments.power_law import power_law
+from spannerlm.environments.random_table import random_table
 from spannerlm.environments.rare_skill import rare_skill
 from spannerlm.environments.tabular import TabularEnvironment
 from spannerlm.environments.tie import tie
@@ -39,6 +40,7 @@ FAMILIES: dict[str, Callable[..., TabularEnvironment]] = {
     "near-orthogonal": near_orthogonal,
     "max-k-dnf": max_k_dnf,
     "tie": tie,
+    "random-table": random_table,
 }
 """Name -> function that makes the environment from its parameters."""
 
@@ -116,6 +118,7 @@ __all__ = [
     "near_orthogonal",
     "power_law",
     "prompt_intercepts",
+    "random_table",
     "rare_skill",
     "rotated",
     "tie",
