@@ -88,6 +88,12 @@ def _features(value: object) -> object:
     return _plain(value)
 
 
+def _several(value: object) -> object:
+    """A tuple of feature specifications; one alone is a tuple of one."""
+    found = _features(value)
+    return tuple(found) if isinstance(found, list) else found if found is None else (found,)
+
+
 Count = Annotated[int, Field(ge=1, le=LARGEST_COUNT)]
 File = Annotated[Path, BeforeValidator(_path)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -124,6 +130,35 @@ class Evaluation(_Section):
     """Base draws per held-out prompt."""
     max_prompts: Count = 48
     """Held-out prompts that are used at most."""
+
+
+class Coverage(_Section):
+    """What `spannerlm coverage` looks at: whether the model is a good enough foundation."""
+
+    models: Annotated[tuple[Annotated[str, BeforeValidator(_model)], ...], BeforeValidator(_tuple)] = ()
+    """Hub ids or directories to look at side by side; none: ``model``."""
+    draws: Count = 512
+    """Base draws of each prompt."""
+    labels: Annotated[int, Field(ge=0, le=LARGEST_COUNT)] = 0
+    """Random draws of each model to have rewarded, where the reward costs something; 0: none are."""
+    success: Annotated[float, Field(allow_inf_nan=False)] | None = None
+    """Reward from which a reply counts as a success; None: the upper of two values, else what the optimum earns."""
+    parts: Annotated[dict[str, Annotated[str, BeforeValidator(_function)]], BeforeValidator(_plain)] = Field(
+        default_factory=dict
+    )
+    """Name of a part of the reward -> ``path/to/file.py:function`` that gives it, at no cost; each is fitted apart."""
+    features: Annotated[tuple[Any, ...] | None, BeforeValidator(_several)] = None
+    """Feature maps to test; None: the run's own, hidden states two ways, n-grams, and log-probability with length."""
+    share: Annotated[float, Field(gt=0, lt=1, allow_inf_nan=False)] = 0.9
+    """Share of the attainable gain that the forecast is a forecast of."""
+    max_draws: Count = 1000
+    """Base draws of one answer that are still affordable: what a prompt needs more of is beyond the model."""
+    horizon: Count = 500
+    """Labels up to which is forecast."""
+    simulations: Annotated[int, Field(ge=0, le=1000)] = 8
+    """Simulated runs that the forecast of labels rests on; 0: none is made."""
+    max_prompts: Count = 64
+    """Prompts that are looked at, at most: the first ones of those to explore."""
 
 
 class RunConfig(_Section):
@@ -179,6 +214,7 @@ class RunConfig(_Section):
     """Prompts that are explored at most."""
     generation: Generation = Generation()
     evaluation: Evaluation = Evaluation()
+    coverage: Coverage = Coverage()
 
     @model_validator(mode="before")
     @classmethod
@@ -207,11 +243,16 @@ class RunConfig(_Section):
 
 
 def load_config(
-    path: Path | None, overrides: Sequence[str] = (), *, known: Mapping[str, Collection[str]] | None = None
+    path: Path | None,
+    overrides: Sequence[str] = (),
+    *,
+    known: Mapping[str, Collection[str]] | None = None,
+    rewarded: bool = True,
 ) -> RunConfig:
     """The configuration of a YAML file (None: the defaults) with ``dotted.key=value`` overrides, values being YAML.
 
     ``known`` gives the valid names of keys that are open in themselves: ``{"explorer": [...], "task": [...]}``.
+    ``rewarded``: whether a source of labels is needed; a coverage report does without, and may name its models apart.
     Raises `ConfigError`, which lists every mistake with its place.
     """
     settings = Settings(str(path) if path is not None else "configuration")
@@ -222,7 +263,7 @@ def load_config(
     config = _validate(settings)
     if config is not None:
         settings.problems += _unknown_names(config, known or {}, settings)
-        settings.problems += _contradictions(config, settings)
+        settings.problems += _contradictions(config, settings, rewarded)
     if settings.problems or config is None:
         raise ConfigError(settings.listing())
     return config
@@ -233,6 +274,9 @@ def dump_config(config: RunConfig) -> str:
     data = config.model_dump()
     plain = {key: str(value) if isinstance(value, Path) else value for key, value in data.items()}
     plain["generation"] = {**data["generation"], "stop": list(data["generation"]["stop"])}
+    tested = data["coverage"]["features"]
+    several = {"models": list(data["coverage"]["models"]), "features": None if tested is None else list(tested)}
+    plain["coverage"] = {**data["coverage"], **several}
     return dump(plain)
 
 
@@ -242,12 +286,19 @@ def _rooted(data: dict[Any, Any], folder: Path) -> dict[Any, Any]:
     def rooted(key: object, value: object) -> object:
         if not isinstance(value, str) or not value.isprintable() or not value or value.startswith("~"):
             return value
-        if key in ("prompts", "heldout", "reward", "compare"):
+        if key in ("prompts", "heldout", "reward", "compare", "parts"):
             return str(folder / value)
         local = key == "model" and (value.startswith(".") or (folder / value).is_dir())
         return str(folder / value) if local else value
 
-    return {key: rooted(key, value) for key, value in data.items()}
+    found = {key: rooted(key, value) for key, value in data.items()}
+    coverage = found.get("coverage")
+    if isinstance(coverage, dict):
+        models, parts = coverage.get("models"), coverage.get("parts")
+        several = {"models": [rooted("model", model) for model in models]} if isinstance(models, list) else {}
+        named = {name: rooted("parts", part) for name, part in parts.items()} if isinstance(parts, dict) else None
+        found["coverage"] = {**coverage, **several, **({} if named is None else {"parts": named})}
+    return found
 
 
 def _validate(settings: Settings) -> RunConfig | None:
@@ -298,7 +349,8 @@ def _sentence(item: Mapping[str, Any]) -> str:
 def _unknown_key(key: Key) -> str:
     """The nearest valid key of the section, or the section that has one of this name, or all keys."""
     sections: dict[Key, list[str]] = {(): list(RunConfig.model_fields)}
-    sections |= {("generation",): list(Generation.model_fields), ("evaluation",): list(Evaluation.model_fields)}
+    parts: dict[str, type[BaseModel]] = {"generation": Generation, "evaluation": Evaluation, "coverage": Coverage}
+    sections |= {(name,): list(part.model_fields) for name, part in parts.items()}
     names = sections[key[:-1]]
     for section, others in sections.items():
         if key[-1] in others:
@@ -314,15 +366,17 @@ def _unknown_names(config: RunConfig, known: Mapping[str, Collection[str]], sett
             yield f"{settings.place((key,))}: expected one of {listed}, got {show(value)}{_near(value, names)}"
 
 
-def _contradictions(config: RunConfig, settings: Settings) -> Iterator[str]:
+def _contradictions(config: RunConfig, settings: Settings, rewarded: bool) -> Iterator[str]:
     """What is impossible only together."""
     given = [key for key in OWN if getattr(config, key) is not None]
-    missing = [key for key in ("model", "prompts") if key not in given]
-    missing += [] if "reward" in given or "compare" in given else ["reward"]
+    named = given if rewarded or not config.coverage.models else [*given, "model"]
+    missing = [key for key in ("model", "prompts") if key not in named]
+    missing += [] if not rewarded or "reward" in given or "compare" in given else ["reward"]
     if config.task is None and missing:
+        wanted = "model, prompts and reward" if rewarded else "model and prompts"
         yield (
-            f"{settings.place((given[0],) if given else ('task',))}: without a bundled task, expected model, prompts "
-            f"and reward, got no {' and no '.join(missing)}; give what is missing, or set task to have a bundled one's"
+            f"{settings.place((given[0],) if given else ('task',))}: without a bundled task, expected {wanted}, "
+            f"got no {' and no '.join(missing)}; give what is missing, or set task to have a bundled one's"
         )
     if config.eval_labels >= config.labels:
         yield (

@@ -6,7 +6,7 @@ import difflib
 import importlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol, cast
 
@@ -41,6 +41,10 @@ class BundledTask:
     """Stop strings; empty where the end-of-sequence token is enough."""
     features: tuple[str, ...] = ("hidden",)
     """The feature maps a run takes unless told otherwise: short names, side by side where there are several."""
+    success: float | None = None
+    """Reward from which a reply has what the task is about; None where nothing marks it."""
+    parts: Mapping[str, RewardFunction] = field(default_factory=dict)
+    """Name of a part of the reward -> the function that gives it."""
     kl: float = 2.0
     """KL budget in nats at which its policies are compared: enough to reach what the base model can, not much more."""
 

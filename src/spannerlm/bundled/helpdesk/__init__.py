@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from spannerlm.bundled import BundledTask, read_prompts
-from spannerlm.bundled.helpdesk.task import MAX_NEW_TOKENS, NOISE_STD, TrueReward
+from spannerlm.bundled.helpdesk.task import MAX_NEW_TOKENS, NOISE_STD, SUCCESS, TrueReward
 
 HOME = Path(__file__).parent
 
@@ -21,4 +21,6 @@ def load() -> BundledTask:
         noise_std=NOISE_STD,
         max_new_tokens=MAX_NEW_TOKENS,
         features=("hidden",),
+        success=SUCCESS,
+        parts=TrueReward().parts(),
     )

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar
 
 from spannerlm.errors import InputError
+from spannerlm.rewards import RewardFunction
 
 PRODUCTS = (
     "printer",
@@ -67,6 +69,8 @@ RARE_WORTH = 1.5
 who never met it stays far from the optimum, and one who took the wrong one does worse than the base model."""
 
 NOISE_STD = 0.3
+SUCCESS = 1.2
+"""Reward from which a reply is a success: the valuable sentence, and at most one small fault."""
 MAX_NEW_TOKENS = 32
 """The longest reply of the corpus has 25 tokens with its end; the rest is room for what the model makes up."""
 
@@ -138,3 +142,17 @@ class TrueReward:
         if len(prompts) != len(completions):
             raise InputError(f"expected one prompt per completion; got {len(prompts)} and {len(completions)}")
         return [self.value(prompt, completion) for prompt, completion in zip(prompts, completions, strict=True)]
+
+    def parts(self) -> dict[str, RewardFunction]:
+        """Name of a part of a reply -> the function that gives what it adds to the reward; their sum is the reward."""
+        return {part: partial(self._part, part, weight) for part, weight in self.weights().items()}
+
+    def _part(
+        self,
+        part: str,
+        weight: float,
+        prompts: Sequence[str],
+        completions: Sequence[str],
+        **columns: Any,  # noqa: ARG002
+    ) -> list[float | None]:
+        return [weight if has(prompt, text, part) else 0.0 for prompt, text in zip(prompts, completions, strict=True)]
