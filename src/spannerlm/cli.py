@@ -24,8 +24,9 @@ from rich.text import Text
 
 from spannerlm.bench import command
 from spannerlm.errors import ConfigError, InputError
+from spannerlm.foundation import command as coverage_command
 from spannerlm.live import LiveView, show_report, stripped
-from spannerlm.options import Json, Quiet, examples
+from spannerlm.options import Json, Quiet, examples, next_free
 from spannerlm.progress import Progress
 from spannerlm.terminal import Interrupts, boundary, kept, print_json, print_lines, reserved_stdout
 
@@ -252,6 +253,7 @@ def backup(
                 print_lines(console, [f"{file}: {size:,} bytes, the whole of {directory}"])
 
 
+app.command(short_help=coverage_command.HELP, epilog=coverage_command.EXAMPLES)(coverage_command.coverage)
 app.command(short_help=command.HELP, epilog=command.EXAMPLES)(command.bench)
 
 
@@ -271,7 +273,7 @@ def _configuration(path: Path | None, overrides: Sequence[str]) -> RunConfig:
 @contextmanager
 def _new_directory(out: Path | None, config: RunConfig) -> Iterator[Path]:
     """The directory of a new run, made: ``out``, or the next free ``runs/NAME-N``. Gone again if no run came of it."""
-    directory = _given(out) if out is not None else _next_free(config.task or Path(config.model or "own").name)
+    directory = _given(out) if out is not None else next_free(config.task or Path(config.model or "own").name)
     empty = not any(directory.iterdir())
     try:
         yield directory
@@ -290,21 +292,6 @@ def _given(out: Path) -> Path:
         raise InputError(f"{out}: expected a directory, found a file; give another name")
     out.mkdir(parents=True, exist_ok=True)
     return out
-
-
-def _next_free(name: str) -> Path:
-    """``runs/NAME-N`` with the first N for which there is none; two commands at once get two."""
-    name = "".join(c if c.isascii() and (c.isalnum() or c in "._") else "-" for c in name).strip(".-") or "own"
-    number = 1
-    while True:
-        directory = Path("runs", f"{name[:64]}-{number}")
-        directory.parent.mkdir(exist_ok=True)
-        try:
-            directory.mkdir()
-        except FileExistsError:
-            number += 1
-        else:
-            return directory
 
 
 def _check_directory(directory: Path) -> None:

@@ -48,7 +48,7 @@ class RecordedOracle:
         merged: dict[int, list[Draws]] = defaultdict(list)
         for record in records:
             merged[record.prompt].append(record)
-        self._records = {x: _joined(found) for x, found in merged.items()}
+        self._records = {x: joined(found) for x, found in merged.items()}
         if not self._records:
             raise InputError("expected at least one stored draw, got none: record draws first")
 
@@ -75,7 +75,7 @@ class RecordedOracle:
         return tuple(out)
 
 
-def _joined(records: list[Draws]) -> Draws:
+def joined(records: list[Draws]) -> Draws:
     """One record with all draws, each response once."""
     responses = [r for record in records for r in record.responses]
     counts = np.concatenate([record.counts for record in records])

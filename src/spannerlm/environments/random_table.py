@@ -9,7 +9,6 @@ from spannerlm.environments.tabular import TabularEnvironment
 from spannerlm.policy import beta_for_kl
 from spannerlm.records import FloatArray
 
-
 SKILL = 0.8
 """Coordinate of a skill: with half a unit vector beside it the norm stays below 1."""
 

@@ -112,14 +112,14 @@ def gather(
         prompts=tuple(prompts),
         draws=found,
         maps=slices,
-        rewards=_graded(source.reward, found, prompts, source) if source.free else None,
+        rewards=graded(source.reward, found, prompts, source) if source.free else None,
         noise_std=source.noise_std,
-        parts={name: _graded(part, found, prompts, source) for name, part in source.parts.items()},
+        parts={name: graded(part, found, prompts, source) for name, part in source.parts.items()},
         labels=labels,
         logprobs=tuple(row[:, 0] for row in told),
         tokens=tuple(np.rint(row[:, 1]).astype(np.int64) for row in told),
     )
-    return Gathered(pool, counts, _declined(pool))
+    return Gathered(pool, counts, declined(pool))
 
 
 def gather_table(env: TabularEnvironment, *, labels: int | None, draws: int, seed: int) -> Gathered:
@@ -195,7 +195,7 @@ def _bought(run: Run, draws: Sequence[Draws], k: int, seed: int) -> Labels:
     return Labels(prompts, rows, np.array([entry[2] for entry in kept], dtype=np.float64), random=True)
 
 
-def _graded(
+def graded(
     reward: RewardFunction | None, draws: Sequence[Draws], prompts: Sequence[str], source: Source
 ) -> tuple[FloatArray, ...]:
     """[X] of [n_x]: the reward of every distinct response, nan where it was declined. Cost: none, as it is free."""
@@ -210,7 +210,7 @@ def _graded(
     return tuple(out)
 
 
-def _declined(pool: Pool) -> tuple[str, ...]:
+def declined(pool: Pool) -> tuple[str, ...]:
     """What to say where the reward was declined for some draws."""
     if pool.rewards is None:
         return ()
