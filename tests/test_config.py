@@ -286,3 +286,47 @@ def test_any_bytes_are_a_configuration_or_a_configuration_error(tmp_path_factory
     except ConfigError as error:
         found = str(error)
     assert isinstance(found, RunConfig) or str(path) in str(found)
+
+
+# --- coverage -------------------------------------------------------------------------------------------------------
+
+
+def test_a_coverage_report_needs_no_reward_and_may_name_its_models_apart(tmp_path):
+    (tmp_path / "ckpt").mkdir()
+    text = "prompts: p.txt\ncoverage: {models: [ckpt, org/name], parts: {tone: r.py:tone}, features: hidden}"
+    (tmp_path / "run.yaml").write_text(text)
+    config = load_config(tmp_path / "run.yaml", rewarded=False)
+    assert config.task is None
+    assert config.coverage.models == (str(tmp_path / "ckpt"), "org/name")
+    assert config.coverage.parts == {"tone": f"{tmp_path}/r.py:tone"}
+    assert config.coverage.features == ("hidden",)
+    (tmp_path / "again.yaml").write_text(dump_config(config))
+    assert load_config(tmp_path / "again.yaml", rewarded=False) == config
+    with pytest.raises(ConfigError, match="expected model, prompts and reward, got no model and no reward"):
+        load_config(tmp_path / "run.yaml")
+    (tmp_path / "less.yaml").write_text("model: org/name")
+    with pytest.raises(ConfigError, match="expected model and prompts, got no prompts"):
+        load_config(tmp_path / "less.yaml", rewarded=False)
+
+
+def test_models_beside_the_bundled_task_keep_its_prompts_and_reward():
+    config = load_config(None, ["coverage.models=[org/a, org/b]"], rewarded=False)
+    assert config.task == "helpdesk"
+    assert config.free
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("coverage.drawz=3", "coverage.drawz: unknown key; did you mean 'draws'?"),
+        ("coverage.share=1", "expected a number below 1"),
+        ("coverage.success=.nan", "coverage.success: expected a finite number"),
+        ("coverage.parts={tone: r.py}", "expected path/to/file.py:function"),
+        ("coverage.features=[]", "expected a name such as hidden or ngrams"),
+        ("max_draws=3", "did you mean 'coverage.max_draws'?"),
+    ],
+)
+def test_mistakes_in_the_coverage_section_are_named(override, message):
+    with pytest.raises(ConfigError) as caught:
+        load_config(None, [override], rewarded=False)
+    assert message in str(caught.value)

@@ -99,6 +99,7 @@ ORDER = [
     "run",
     "api",
     "measures",
+    "fields",
     "config",
     "inputs",
     "tasks",

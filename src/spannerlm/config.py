@@ -8,7 +8,6 @@ directory; a loaded configuration holds absolute ones, so that it means the same
 from __future__ import annotations
 
 import difflib
-import os
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -16,87 +15,13 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
-from spannerlm import bundled
+from spannerlm import bundled, fields
 from spannerlm.errors import ConfigError
+from spannerlm.fields import LARGEST_COUNT, Count, File, Positive
 from spannerlm.settings import Key, Settings, dump, show
 
-LARGEST_COUNT = 10**9
-"""Labels, draws or tokens at most: far beyond any purse, and every sum of them fits in 63 bits."""
 OWN = ("model", "prompts", "reward", "compare")
 """What a task of the user's own consists of; ``compare`` may take the place of ``reward``."""
-
-
-def _path(value: object) -> object:
-    """The absolute path of a text; anything else as it is, for pydantic to refuse."""
-    if not isinstance(value, str):
-        return value
-    if not value or not value.isprintable():
-        raise ValueError("expected the path of a file")
-    return Path(os.path.abspath(os.path.expanduser(value)))
-
-
-def _model(value: object) -> object:
-    """A local directory's absolute path; a hub id as it is."""
-    if not isinstance(value, str):
-        return value
-    if not value or not value.isprintable():
-        raise ValueError("expected a hub id or the path of a model directory")
-    path = os.path.abspath(os.path.expanduser(value))
-    return path if value.startswith((".", "/", "~")) or os.path.isdir(path) else value
-
-
-def _function(value: object) -> object:
-    """``/absolute/path.py:function``."""
-    if not isinstance(value, str):
-        return value
-    file, _, name = value.rpartition(":")
-    if not file or not name.isidentifier() or not file.isprintable():
-        raise ValueError("expected path/to/file.py:function")
-    return f"{_path(file)}:{name}"
-
-
-def _device(value: object) -> object:
-    if isinstance(value, str) and not re.fullmatch(r"auto|cpu|mps|cuda(:\d{1,3})?", value):
-        raise ValueError("expected auto, cpu, mps, cuda or cuda:0")
-    return value
-
-
-def _tuple(value: object) -> object:
-    return tuple(value) if isinstance(value, list) else value
-
-
-def _plain(value: object) -> object:
-    """A JSON value; ValueError for dates, bytes, sets, numbers without an end, and keys that are no text."""
-    if isinstance(value, Mapping):
-        if bad := [key for key in value if not isinstance(key, str)]:
-            raise ValueError(f"expected keys that are text, got the key {show(bad[0])}; put it in quotes")
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    if isinstance(value, float) and not abs(value) < float("inf"):
-        raise ValueError("expected finite numbers only")
-    if value is None or isinstance(value, (str, bool, int, float)):
-        return value
-    raise ValueError(f"expected text, numbers, true, false, lists and mappings, got {show(value)}; put it in quotes")
-
-
-def _features(value: object) -> object:
-    if value is None:
-        return None
-    if not isinstance(value, (str, list, dict)) or not value:
-        raise ValueError("expected a name such as hidden or ngrams, a mapping with its kind, or a list of these")
-    return _plain(value)
-
-
-def _several(value: object) -> object:
-    """A tuple of feature specifications; one alone is a tuple of one."""
-    found = _features(value)
-    return tuple(found) if isinstance(found, list) else found if found is None else (found,)
-
-
-Count = Annotated[int, Field(ge=1, le=LARGEST_COUNT)]
-File = Annotated[Path, BeforeValidator(_path)]
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 class _Section(BaseModel):
@@ -108,14 +33,14 @@ class Generation(_Section):
 
     max_new_tokens: Count | None = None
     """Token limit of a response; None: the bundled task's own, else the model's own."""
-    stop: Annotated[tuple[str, ...], BeforeValidator(_tuple)] = ()
+    stop: Annotated[tuple[str, ...], BeforeValidator(fields.as_tuple)] = ()
     """Texts that end a response and are no part of it."""
     chat_template: Literal["auto", "always", "never"] = "auto"
     """Whether prompts go through the tokenizer's chat template; auto: where it has one."""
     system_prompt: str | None = None
     batch_size: Count | None = None
     """Responses generated at once; None: what fits in memory."""
-    device: Annotated[str, BeforeValidator(_device)] = "auto"
+    device: Annotated[str, BeforeValidator(fields.device)] = "auto"
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     trust_remote_code: bool = False
     """Whether Python code that comes with the model may run."""
@@ -135,7 +60,7 @@ class Evaluation(_Section):
 class Coverage(_Section):
     """What `spannerlm coverage` looks at: whether the model is a good enough foundation."""
 
-    models: Annotated[tuple[Annotated[str, BeforeValidator(_model)], ...], BeforeValidator(_tuple)] = ()
+    models: Annotated[tuple[Annotated[str, BeforeValidator(fields.model)], ...], BeforeValidator(fields.as_tuple)] = ()
     """Hub ids or directories to look at side by side; none: ``model``."""
     draws: Count = 512
     """Base draws of each prompt."""
@@ -143,11 +68,11 @@ class Coverage(_Section):
     """Random draws of each model to have rewarded, where the reward costs something; 0: none are."""
     success: Annotated[float, Field(allow_inf_nan=False)] | None = None
     """Reward from which a reply counts as a success; None: the upper of two values, else what the optimum earns."""
-    parts: Annotated[dict[str, Annotated[str, BeforeValidator(_function)]], BeforeValidator(_plain)] = Field(
-        default_factory=dict
-    )
+    parts: Annotated[
+        dict[str, Annotated[str, BeforeValidator(fields.function)]], BeforeValidator(fields.json_value)
+    ] = Field(default_factory=dict)
     """Name of a part of the reward -> ``path/to/file.py:function`` that gives it, at no cost; each is fitted apart."""
-    features: Annotated[tuple[Any, ...] | None, BeforeValidator(_several)] = None
+    features: Annotated[tuple[Any, ...] | None, BeforeValidator(fields.several)] = None
     """Feature maps to test; None: the run's own, hidden states two ways, n-grams, and log-probability with length."""
     share: Annotated[float, Field(gt=0, lt=1, allow_inf_nan=False)] = 0.9
     """Share of the attainable gain that the forecast is a forecast of."""
@@ -169,7 +94,7 @@ class RunConfig(_Section):
 
     None where these are the user's own, and that is the default as soon as one of them is given.
     """
-    model: Annotated[str | None, BeforeValidator(_model)] = None
+    model: Annotated[str | None, BeforeValidator(fields.model)] = None
     """Hub id, or directory as ``save_pretrained`` writes it; None: the bundled task's."""
     prompts: File | None = None
     """Prompts to explore on: .jsonl, .json, .csv, .parquet or .txt."""
@@ -178,7 +103,7 @@ class RunConfig(_Section):
     heldout_fraction: Annotated[float, Field(gt=0, lt=1, allow_inf_nan=False)] = 0.2
     """Share of ``prompts`` that is set apart where there is no ``heldout`` file."""
     prompt_column: str = "prompt"
-    reward: Annotated[str | None, BeforeValidator(_function)] = None
+    reward: Annotated[str | None, BeforeValidator(fields.function)] = None
     """``path/to/file.py:function``, with the signature that TRL users know."""
     reward_free: bool | None = None
     """True: the reward costs nothing and always gives the same, so that values are measured by it."""
@@ -186,12 +111,12 @@ class RunConfig(_Section):
     """Noise added to the labels of a free reward (standard deviation); None: the bundled task's, else 0."""
     feedback: Literal["scalar", "comparison"] = "scalar"
     """What a label is: the reward of one response, or which of two responses of a prompt is preferred."""
-    compare: Annotated[str | None, BeforeValidator(_function)] = None
+    compare: Annotated[str | None, BeforeValidator(fields.function)] = None
     """``path/to/file.py:function`` that compares two responses; None: comparisons are simulated by a free reward."""
     scale: Positive = 1.0
     """s of comparisons, in reward units: y is preferred to y' with probability sigmoid((r - r') / s)."""
     explorer: str = "directed"
-    explorer_settings: Annotated[dict[str, Any], BeforeValidator(_plain)] = Field(default_factory=dict)
+    explorer_settings: Annotated[dict[str, Any], BeforeValidator(fields.json_value)] = Field(default_factory=dict)
     """Settings of the explorer that differ from its defaults."""
     labels: Count = 100
     """Reward labels that may be bought in all, those to evaluate included."""
@@ -208,7 +133,7 @@ class RunConfig(_Section):
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     baselines: bool = True
     """Whether random labelling and the optimum are run for comparison, where the reward is free."""
-    features: Annotated[Any, BeforeValidator(_features)] = None
+    features: Annotated[Any, BeforeValidator(fields.features)] = None
     """Feature map: a name, a mapping with its kind, or a list of these; None: the bundled task's, else ``hidden``."""
     max_prompts: Count = 128
     """Prompts that are explored at most."""

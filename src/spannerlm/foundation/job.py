@@ -173,7 +173,7 @@ def coverage_job(
     source = Source(
         reward=task.truth if free else task.reward,
         free=free,
-        noise_std=float(getattr(task.reward, "noise_std", 0.0)) if free else 0.0,
+        noise_std=float(getattr(task.reward, "std", 0.0)) if free else 0.0,
         labels=asked.labels,
         parts=parts or (dict(base.parts) if base is not None else {}),
         columns={name: values[: len(prompts)] for name, values in task.columns.items()},

@@ -22,7 +22,7 @@ from spannerlm.foundation.pool import CONFIDENCE, Pool
 from spannerlm.policy import beta_for_kl, padded
 from spannerlm.records import Drawn, Draws, FloatArray, IntArray, Spec
 from spannerlm.regression import LabelStats
-from spannerlm.wording import count, few, short
+from spannerlm.wording import count, few
 
 FOLDS = 5
 """Parts of the prompts that are left out in turn; with fewer prompts than that, parts of each prompt's draws."""
@@ -36,6 +36,8 @@ TOLERANCE = 0.02
 """A share, or R2, by which a map may fall short without being called worse."""
 HALF = 0.5
 """Share of the optimum's gain below which the features are called the bottleneck."""
+WITHIN = 1.0 / 3.0
+"""Share of the labels beyond one per prompt from which on R2 is of their variance within prompts alone."""
 ROUNDING = 1e-12
 """Variance, relative to the mean square, that is taken for rounding."""
 
@@ -126,58 +128,81 @@ def maps(pool: Pool, *, kl: float, rng: np.random.Generator) -> Maps | None:
 def _by_rewards(pool: Pool, kl: float, rng: np.random.Generator) -> Maps:
     groups = _groups(pool, rng)
     folds: Folds = "prompts" if len({g.prompt for g in groups}) >= FOLDS else "draws"
-    names = list(pool.maps)
     if not groups:
         return _undefined(pool, "true reward", 0, folds, "The reward was declined for every draw: nothing is known.")
-    predicted = [_predict(pool, name, groups) for name in names]  # [M] of [G] of [n, T]
-    targets = [g.targets for g in groups]
-    base = padded([g.counts / g.counts.sum() for g in groups])
-    rows = [np.concatenate([t, *(t - p[i] for p in predicted)], axis=1) for i, t in enumerate(targets)]
-    scores = [[t[:, 0] for t in targets], *([p[:, 0] for p in prediction] for prediction in predicted)]
-    betas = [beta_for_kl(base, padded(score), kl) for score in scores]
-    tilts = [
-        np.stack([_weights(score[i], beta) for score, beta in zip(scores, betas, strict=True)], axis=1)
-        for i in range(len(groups))
-    ]  # [G] of [n, 1 + M]
-
-    def sums(counts: Sequence[FloatArray]) -> FloatArray:
-        """[G, T (1 + M) + 1 + M] squares within each group, then what each tilt gains there."""
-        out = []
-        for c, v, w, t in zip(counts, rows, tilts, targets, strict=True):
-            mean = c @ v / c.sum()
-            out.append(np.concatenate([c @ v**2 - c.sum() * mean**2, (c * t[:, 0]) @ w / (c @ w) - mean[0]]))
-        return np.array(out)
-
-    replicates = _resampled(groups, sums, folds, rng)  # [1 + B, Q], the data first
-    carried = sums([g.counts for g in groups])  # [G, Q]
-    width, t = targets[0].shape[1], len(names)
-    parts = list(pool.parts)
-    scale = sum(float(g.counts @ g.targets[:, 0] ** 2) for g in groups)
-    rows_out, shares, explained = [], [], []
-    for m, name in enumerate(names):
-        errors = replicates[:, width * (m + 1) : width * (m + 2)]
-        fits = [_ratios(errors[:, j], replicates[:, j], less=True) for j in range(width)]
-        gain = _ratios(replicates[:, width * (t + 1) + m + 1], replicates[:, width * (t + 1)])
-        shares.append(gain)
-        explained.append(fits[0])
+    names, parts = list(pool.maps), list(pool.parts)
+    thetas = [_thetas(pool, name, groups) for name in names]
+    predicted = [
+        [g.features(pool, name) @ fit[g.fold] for g in groups] for name, fit in zip(names, thetas, strict=True)
+    ]
+    replicates, carriers = _measured(groups, predicted, kl, folds, rng)
+    width, start = 1 + len(parts), (1 + len(names)) * (1 + len(parts))
+    rows, shares = [], []
+    for m, name in enumerate(names, start=1):
+        errors = replicates[:, width * m : width * (m + 1)]
+        fits = [_interval(1.0 - _ratios(errors[:, j], replicates[:, j]), carriers[j]) for j in range(width)]
+        kept = _ratios(replicates[:, start + m], replicates[:, start])
         part_rows = tuple(
-            PartRow(
-                part,
-                _over(replicates[0, j], scale),
-                _interval(fits[j], carried[:, j], folds),
-            )
+            PartRow(part, float(_ratios(replicates[:1, j], replicates[:1, 0])[0]), fits[j])
             for j, part in enumerate(parts, start=1)
         )
-        share = _interval(gain, np.maximum(carried[:, width * (t + 1)], 0.0), folds)
-        rows_out.append(MapRow(name, _dim(pool, name), _interval(fits[0], carried[:, 0], folds), share, part_rows))
-    if math.isnan(rows_out[0].r2.value):
+        shares.append(kept)
+        rows.append(MapRow(name, _dim(pool, name), fits[0], _interval(kept, carriers[width]), part_rows))
+    if math.isnan(rows[0].r2.value):
         why = "The reward is the same for all draws of each prompt: no map can be told from another."
-        return replace(_undefined(pool, "true reward", 0, folds, why), rows=tuple(rows_out))
-    best, reason = _best(rows_out, shares, f"of the optimum's gain at KL = {few(kl)}")
-    if max(row.share.value for row in rows_out) < HALF:
-        reason += f" No map keeps {100 * HALF:.0f} %: the features are the bottleneck, not labels or draws."
-    statements = [_how(folds, "reward"), *_carriers(carried[:, 0], folds), *_still(pool, replicates[0], len(parts))]
-    return Maps(tuple(rows_out), best, reason, "true reward", 0, folds, tuple(statements))
+        return replace(_undefined(pool, "true reward", 0, folds, why), rows=tuple(rows))
+    best, reason = _best(rows, shares, "keeps", f"of the optimum's gain at KL = {few(kl)}")
+    top = max(row.share.value for row in rows)
+    if top < HALF:
+        reason += f" The best keeps {_percent(top)}, less than half: the features are the bottleneck."
+    still = [part for j, part in enumerate(parts, start=1) if not replicates[0, j] > 0.0]
+    statements = [_left_out(folds)]
+    if min(carriers[0], carriers[width]) < CARRIERS:
+        statements.append(f"A few {folds} carry nearly all of the reward's variance or gain: no bound can be given.")
+    if still:
+        statements.append(f"Never varies within a prompt in these draws: {', '.join(still)}.")
+    return Maps(tuple(rows), best, reason, "true reward", 0, folds, tuple(statements))
+
+
+def _measured(
+    groups: Sequence[_Group],
+    predicted: Sequence[Sequence[FloatArray]],
+    kl: float,
+    folds: Folds,
+    rng: np.random.Generator,
+) -> tuple[FloatArray, FloatArray]:
+    """([1 + B, (1 + M) (T + 1)], [T + 1]): sums over groups, of the data and of B resamples of them; their carriers.
+
+    The sums: squares of the T targets, then of what is left of each by map 1, 2 ..; last, what tilting gains by the
+    reward itself and by each map's prediction of it.
+    """
+    values = [np.concatenate([g.targets, *(g.targets - p[i] for p in predicted)], axis=1) for i, g in enumerate(groups)]
+    scores = [
+        np.stack([g.targets[:, 0], *(p[i][:, 0] for p in predicted)], axis=1) for i, g in enumerate(groups)
+    ]  # [G] of [n, 1 + M]
+    base = padded([g.counts / g.counts.sum() for g in groups])
+    betas = np.array([beta_for_kl(base, padded([s[:, m] for s in scores]), kl) for m in range(scores[0].shape[1])])
+
+    def sums(counts: Sequence[FloatArray]) -> FloatArray:
+        out = []
+        for g, c, v, s in zip(groups, counts, values, scores, strict=True):
+            mean = c @ v / c.sum()
+            weights = c[:, None] * np.exp(np.minimum(s - s[c > 0].max(axis=0), 0.0) / betas)
+            gains = g.targets[:, 0] @ weights / weights.sum(axis=0) - mean[0]
+            out.append(np.concatenate([np.maximum(c @ v**2 - c.sum() * mean**2, 0.0), c.sum() * gains]))
+        return np.array(out)
+
+    seen = [g.counts for g in groups]
+    found, width = sums(seen), groups[0].targets.shape[1]
+    if folds == "prompts":
+        carried = np.concatenate([found[:, :width], found[:, [len(betas) * width]]], axis=1)
+        return _resample(len(groups), rng) @ found, _carriers(np.maximum(carried, 0.0))
+    again = []
+    for _ in range(RESAMPLES // 3):
+        drawn = [rng.multinomial(int(c.sum()), c / c.sum()).astype(np.float64) for c in seen]
+        again.append(sums(drawn).sum(axis=0))
+    single = np.repeat(np.concatenate([g.targets for g in groups]), np.concatenate(seen).astype(np.int64), axis=0) ** 2
+    return np.array([found.sum(axis=0), *again]), _carriers(single[:, [*range(width), 0]])
 
 
 def _groups(pool: Pool, rng: np.random.Generator) -> list[_Group]:
@@ -203,19 +228,21 @@ def _groups(pool: Pool, rng: np.random.Generator) -> list[_Group]:
     return groups
 
 
-def _predict(pool: Pool, name: str, groups: Sequence[_Group]) -> list[FloatArray]:
-    """[G] of [n, T]: each target of each group as the other folds predict it from one map."""
+def _thetas(pool: Pool, name: str, groups: Sequence[_Group]) -> dict[int, FloatArray]:
+    """Fold -> [d, T] fit of every target on one map, on the other folds; 0 where the map never varies."""
     folds = sorted({g.fold for g in groups})
-    d, t = _dim(pool, name), groups[0].targets.shape[1]
+    d, t, size = _dim(pool, name), groups[0].targets.shape[1], 0.0
     outer = {k: np.zeros((d, d)) for k in folds}
     cross = {k: np.zeros((d, t)) for k in folds}
     for g in groups:
         phi = g.features(pool, name)
+        size += float(g.counts @ np.sum(pool.draws[g.prompt].features[g.rows, pool.maps[name]] ** 2, axis=1))
         weighted = phi * g.counts[:, None]
         outer[g.fold] += weighted.T @ phi
         cross[g.fold] += weighted.T @ g.targets
-    thetas = _fits(outer, cross)
-    return [g.features(pool, name) @ thetas[g.fold] for g in groups]
+    if sum(float(np.trace(gram)) for gram in outer.values()) <= ROUNDING * size:
+        return {k: np.zeros((d, t)) for k in folds}
+    return _fits(outer, cross)
 
 
 def _fits(outer: Mapping[int, FloatArray], cross: Mapping[int, FloatArray]) -> dict[int, FloatArray]:
@@ -223,7 +250,7 @@ def _fits(outer: Mapping[int, FloatArray], cross: Mapping[int, FloatArray]) -> d
     folds = list(outer)
     whole, right = sum(outer.values(), np.zeros(1)), sum(cross.values(), np.zeros(1))
     trace = float(np.trace(whole))
-    if len(folds) < 2 or trace <= 0.0:
+    if len(folds) < 2:
         return {k: np.zeros_like(cross[k]) for k in folds}
     penalties = trace * np.asarray(PENALTIES)
     losses = {k: np.zeros((len(penalties), right.shape[1])) for k in folds}
@@ -242,3 +269,145 @@ def _fits(outer: Mapping[int, FloatArray], cross: Mapping[int, FloatArray]) -> d
         chosen = penalties[np.argmin(losses[k], axis=0)]  # [T]
         found[k] = vectors @ (vectors.T @ (right - cross[k]) / (np.maximum(values, 0.0)[:, None] + chosen))
     return found
+
+
+# --- labels ----------------------------------------------------------------------------------------------------------
+
+
+def _by_labels(pool: Pool, rng: np.random.Generator) -> Maps:
+    assert pool.labels is not None  # the caller has looked
+    prompts, rows, values = pool.labels.prompts, pool.labels.rows, pool.labels.values
+    k = len(values)
+    folds: Folds = "prompts" if len(np.unique(prompts)) >= FOLDS else "draws"
+    keys = prompts[:, None] if folds == "prompts" else np.stack([prompts, rows], axis=1)
+    unit = np.unique(keys, axis=0, return_inverse=True)[1].reshape(-1)  # [k] what is left out and resampled together
+    units = int(unit.max()) + 1
+    fold = (rng.permutation(units) % FOLDS)[unit]
+    within = k - len(np.unique(prompts)) >= WITHIN * k
+    level = prompts if within else np.zeros_like(prompts)  # [k] labels of one level are compared with each other
+    centred = _less_mean(values, level)
+    resamples = _resample(units, rng)
+    total = np.bincount(unit, centred**2, units)
+    flat = np.ptp(values) == 0.0 or float(total.sum()) <= ROUNDING * float(values @ values)
+    found, fits = [], []
+    for name in pool.maps:
+        predicted = _predict_labels(pool, name, fold)
+        errors = _less_mean(values - predicted, level)
+        left = np.bincount(unit, errors**2, units)
+        denominators = np.zeros(len(resamples)) if flat else resamples @ total
+        fits.append(1.0 - _ratios(resamples @ left, denominators))
+        r2 = _interval(fits[-1], float(_carriers(total[:, None])[0]))
+        found.append(MapRow(name, _dim(pool, name), r2, Interval(math.nan, math.nan, math.nan), ()))
+    if math.isnan(found[0].r2.value):
+        why = "The labels do not vary: no map can be told from another." if flat else "Too few labels to judge a map."
+        return replace(_undefined(pool, "labels", k, folds, why), rows=tuple(found))
+    spread = "within-prompt variance" if within else "variance"
+    best, reason = _best(found, fits, "explains", f"of the {spread} of {count(k)} labels")
+    statements = [
+        _left_out(folds),
+        "R2 is of the labels, noise included: 1 is not to be reached, and a low value may be noise.",
+        "What share of the gain a map keeps is not told: labels alone are too noisy for that.",
+    ]
+    if not within:
+        statements.append("Most prompts have one label: differences between prompts count as unexplained.")
+    if not pool.labels.random:
+        statements.append(
+            "The labels are no random draws: R2 is of the responses labelled, not of what the model says."
+        )
+    return Maps(tuple(found), best, reason, "labels", k, folds, tuple(statements))
+
+
+def _predict_labels(pool: Pool, name: str, fold: IntArray) -> FloatArray:
+    """[k] each label as those of the other folds predict it, less its prompt's level, by the fit that a run makes."""
+    assert pool.labels is not None  # the caller has looked
+    prompts, rows, values = pool.labels.prompts, pool.labels.rows, pool.labels.values
+    x, dim = len(pool.prompts), _dim(pool, name)
+    draws = tuple(Draws(i, d.responses, d.counts, d.features[:, pool.maps[name]]) for i, d in enumerate(pool.draws))
+    learner = Learner.start(Spec(np.full(x, 1.0 / x), dim, len(values), None, 1)).absorb(Drawn(draws, pool.n * x))
+    phi = np.array([draws[i].features[row] for i, row in zip(prompts, rows, strict=True)])
+    predicted = np.zeros(len(values))
+    for k in np.unique(fold):
+        rest, mine = fold != k, fold == k
+        if np.any(rest):
+            stats = LabelStats.empty(x, dim).add(prompts[rest], phi[rest], values[rest])
+            predicted[mine] = (phi[mine] - learner.centres[prompts[mine]]) @ replace(learner, stats=stats).theta
+    return predicted
+
+
+# --- figures and words -----------------------------------------------------------------------------------------------
+
+
+def _less_mean(values: FloatArray, groups: IntArray) -> FloatArray:
+    """[k] the values less the mean of their group."""
+    sizes = np.maximum(np.bincount(groups), 1)
+    return np.asarray(values - (np.bincount(groups, values) / sizes)[groups])
+
+
+def _resample(units: int, rng: np.random.Generator) -> FloatArray:
+    """[1 + B, units] how often each counts: the data first, then resamples with replacement."""
+    again = rng.multinomial(units, np.full(units, 1.0 / units), size=RESAMPLES).astype(np.float64)
+    return np.concatenate([np.ones((1, units)), again])
+
+
+def _ratios(above: FloatArray, below: FloatArray) -> FloatArray:
+    """[n] ratios, nan where there is nothing to divide by."""
+    return np.asarray(np.divide(above, below, out=np.full(len(above), np.nan), where=below > 0.0))
+
+
+def _carriers(carried: FloatArray) -> FloatArray:
+    """[Q] how many units carry each column [units, Q], equally weighed: (sum)^2 / sum of squares; 0 where none does."""
+    squares = np.sum(carried**2, axis=0)
+    return np.asarray(np.divide(np.sum(carried, axis=0) ** 2, squares, out=np.zeros_like(squares), where=squares > 0.0))
+
+
+def _interval(replicates: FloatArray, carriers: float) -> Interval:
+    """Percentiles of the resamples around the data's ratio; the trivial bounds where too few units carry it."""
+    value = float(replicates[0])
+    if math.isnan(value):
+        return Interval(math.nan, math.nan, math.nan)
+    if carriers < CARRIERS:
+        return Interval(value, min(0.0, value), 1.0)
+    tail = 50.0 * (1.0 - CONFIDENCE)
+    low, high = np.nanpercentile(replicates[1:], [tail, 100.0 - tail])
+    return Interval(value, min(value, float(low)), max(value, min(1.0, float(high))))
+
+
+def _best(rows: Sequence[MapRow], replicates: Sequence[FloatArray], verb: str, unit: str) -> tuple[str, str]:
+    """(map to use, why): the smallest that is less than a standard error, or 2 points, behind the first."""
+    first = int(np.argmax([r[0] for r in replicates]))
+    behind = [replicates[first] - r for r in replicates]
+    near = [m for m, gap in enumerate(behind) if gap[0] <= max(TOLERANCE, float(np.nanstd(gap[1:])))]
+    best = min(near, key=lambda m: (rows[m].dim, -replicates[m][0]))
+    told = f"{rows[best].map} ({rows[best].dim} dimensions) {verb} {_percent(replicates[best][0])} {unit}"
+    if len(rows) == 1:
+        return rows[best].map, f"{told}; no other map was tested."
+    if best != first:
+        more = f"{rows[first].map} ({rows[first].dim}) {verb} {_percent(replicates[first][0])}"
+        return rows[best].map, f"{told}; {more}, not distinguishably more, and fewer dimensions need fewer labels."
+    second = max((m for m in range(len(rows)) if m != first), key=lambda m: replicates[m][0])
+    other = f"{rows[second].map} ({rows[second].dim}), {verb} {_percent(replicates[second][0])}"
+    return rows[best].map, f"{told}; the next, {other}."
+
+
+def _undefined(pool: Pool, by: Literal["true reward", "labels"], labels: int, folds: Folds, why: str) -> Maps:
+    """Nothing can be told apart: the smallest map will do."""
+    nothing = Interval(math.nan, math.nan, math.nan)
+    rows = tuple(
+        MapRow(name, _dim(pool, name), nothing, nothing, tuple(PartRow(p, math.nan, nothing) for p in pool.parts))
+        for name in pool.maps
+    )
+    return Maps(rows, min(rows, key=lambda row: row.dim).map, why, by, labels, folds, (why,))
+
+
+def _dim(pool: Pool, name: str) -> int:
+    return int(pool.draws[0].features[:0, pool.maps[name]].shape[1])
+
+
+def _percent(share: float) -> str:
+    return f"{100.0 * share:.0f} %"
+
+
+def _left_out(folds: Folds) -> str:
+    if folds == "prompts":
+        return f"Each map was fitted on four fifths of the prompts and judged on the rest, {FOLDS} times."
+    return "Fewer than five prompts: fits were judged on draws left out, which says nothing of other prompts."

@@ -16,8 +16,8 @@ from scipy.special import betainc, betaln, gammaln, softmax
 
 from spannerlm.records import FloatArray, IntArray
 
-SHAPE = 2.0
-"""Smaller parameter of each beta law: broad enough (a factor of 2 or so) that neighbours overlap."""
+SHAPES = (2.0, 16.0)
+"""Smaller parameters of the beta laws: broad ones (a factor of 2 or so) that overlap, and narrow ones."""
 DEPTH = 64.0
 """The lowest component has mean 1 / (DEPTH n): ten times n draws cannot tell less from 0."""
 ZERO = 0.5
@@ -63,15 +63,13 @@ class RateMixture:
 
 def dictionary(n: int) -> tuple[FloatArray, FloatArray]:
     """([J], [J]) parameters of the components for counts out of ``n``; the first is a rate of 0, as Beta(0, 1)."""
-    steps = int(np.ceil(np.log2(DEPTH * n / 2.0)))
-    means = 0.5 ** np.arange(steps + 1, 0, -1)
-    rest = SHAPE / means - SHAPE
-    upper = rest[rest <= SHAPE * n + SHAPE][:-1][::-1]
-    shape = np.full(len(means), SHAPE)
-    return (
-        np.concatenate([[0.0], shape, upper]),
-        np.concatenate([[1.0], rest, np.full(len(upper), SHAPE)]),
-    )
+    means = 0.5 ** np.arange(int(np.ceil(np.log2(DEPTH * n))), 0, -1)  # up to 1/2
+    upper = means[(means >= 1.0 / (n + 2.0)) & (means < 0.5)][::-1]
+    a, b = [np.zeros(1)], [np.ones(1)]
+    for shape in SHAPES:
+        a += [np.full(len(means), shape), shape / upper - shape]
+        b += [shape / means - shape, np.full(len(upper), shape)]
+    return np.concatenate(a), np.concatenate(b)
 
 
 def log_likelihood(draws: IntArray, correct: IntArray, a: FloatArray, b: FloatArray) -> FloatArray:

@@ -60,7 +60,7 @@ def gather_run(directory: Path) -> Past:
         draws=records,
         maps={**maps, "ngrams": slice(phi.dim, phi.dim + NGrams().dim)},
         rewards=graded(task.truth, records, prompts, source) if task.truth is not None else None,
-        noise_std=getattr(task.reward, "noise_std", 0.0),
+        noise_std=getattr(task.reward, "std", 0.0),
         labels=_rows(records, kept, labels),
     )
     return Past(config, task, Gathered(pool, _spent(counts), (*warnings, *declined(pool))))
