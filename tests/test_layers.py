@@ -124,6 +124,7 @@ ORDER = [
     "foundation.past",
     "foundation.verdict",
     "foundation.document",
+    "foundation.canvas",
     "foundation.figures",
     "foundation.page",
     "foundation.job",

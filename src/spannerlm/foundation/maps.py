@@ -22,26 +22,35 @@ from spannerlm.foundation.pool import CONFIDENCE, Pool
 from spannerlm.policy import beta_for_kl, padded
 from spannerlm.records import Drawn, Draws, FloatArray, IntArray, Spec
 from spannerlm.regression import LabelStats
-from spannerlm.wording import count, few
+from spannerlm.wording import count, few, share
 
 FOLDS = 5
 """Parts of the prompts that are left out in turn; with fewer prompts than that, parts of each prompt's draws."""
 PENALTIES = tuple(10.0 ** (k / 2.0) for k in range(-18, 3))
 """Ridge penalties tried, in units of the trace of the Gram matrix: 1e-9 (least squares) to 10 (next to nothing)."""
-RESAMPLES = 999
+SPLITS = 4
+"""Random ways to part the prompts: figures are their mean, and intervals hold what the parting changes."""
+RESAMPLES = 1000
 """Of the prompts, for intervals; of the draws, with few prompts, a third as many."""
 CARRIERS = 4.0
-"""Prompts, counted by what they weigh, from which on resampling them tells how far a ratio may be off."""
+"""Prompts, counted by what they weigh, below which resampling them tells no bound."""
+LABELLED = 20.0
+"""The same of labels: a few lucky ones say little of what other labels would have shown."""
 TOLERANCE = 0.02
 """A share, or R2, by which a map may fall short without being called worse."""
 HALF = 0.5
 """Share of the optimum's gain below which the features are called the bottleneck."""
+FINEST = 0.01
+"""Half width of an interval at least: what other draws would have done to the fits is not in the resamples."""
+WIDER = 1.5
+"""The same for labels, as a factor: their fits rest on labels as few and as noisy as those that judge."""
 WITHIN = 1.0 / 3.0
 """Share of the labels beyond one per prompt from which on R2 is of their variance within prompts alone."""
 ROUNDING = 1e-12
 """Variance, relative to the mean square, that is taken for rounding."""
-
+UNDEFINED = Interval(math.nan, math.nan, math.nan)
 Folds = Literal["prompts", "draws"]
+By = Literal["true reward", "labels"]
 
 
 @dataclass(frozen=True)
@@ -79,11 +88,11 @@ class Maps:
     """The map to use."""
     reason: str
     """Why, in words and numbers."""
-    by: Literal["true reward", "labels"]
+    by: By
     labels: int
     """Labels that it rests on; 0 where the reward is free."""
     folds: Folds
-    """What was left out of the fits."""
+    """What was left out of the fits: with fewer than five prompts, some draws of each."""
     statements: tuple[str, ...]
 
 
@@ -111,7 +120,7 @@ def maps(pool: Pool, *, kl: float, rng: np.random.Generator) -> Maps | None:
 
     ``kl``: the budget in nats per prompt, on average, at which gains are compared. Intervals resample the prompts with
     the fits kept (the draws, where prompts are fewer than 5). Raises `InputError` where ``kl`` is not positive or no
-    map is named. Cost: no draws, no labels; time N d^2 for N distinct draws, and 15 d^3, for each map.
+    map is named. Cost: no draws, no labels; time 4 N d^2 for N distinct draws, and 60 d^3, for each map.
     """
     if not kl > 0.0 or not pool.maps:
         raise InputError(f"maps: expected a KL above 0 and at least one map, got {kl} and {len(pool.maps)}: give both")
@@ -122,43 +131,37 @@ def maps(pool: Pool, *, kl: float, rng: np.random.Generator) -> Maps | None:
     return None
 
 
-# --- free rewards ----------------------------------------------------------------------------------------------------
-
-
-def _by_rewards(pool: Pool, kl: float, rng: np.random.Generator) -> Maps:
-    groups = _groups(pool, rng)
-    folds: Folds = "prompts" if len({g.prompt for g in groups}) >= FOLDS else "draws"
-    if not groups:
-        return _undefined(pool, "true reward", 0, folds, "The reward was declined for every draw: nothing is known.")
+def _by_rewards(pool: Pool, kl: float, rng: np.random.Generator) -> Maps | None:
     names, parts = list(pool.maps), list(pool.parts)
-    thetas = [_thetas(pool, name, groups) for name in names]
-    predicted = [
-        [g.features(pool, name) @ fit[g.fold] for g in groups] for name, fit in zip(names, thetas, strict=True)
-    ]
-    replicates, carriers = _measured(groups, predicted, kl, folds, rng)
+    measured = []
+    for _ in range(SPLITS):
+        groups = _groups(pool, rng)
+        folds: Folds = "prompts" if len({g.prompt for g in groups}) >= FOLDS else "draws"
+        if not groups:
+            return None
+        thetas = {name: _thetas(pool, name, groups) for name in names}
+        predicted = [[g.features(pool, name) @ fit[g.fold] for g in groups] for name, fit in thetas.items()]
+        measured.append(_measured(groups, predicted, kl, folds, rng))
+    carriers = measured[0][1]
+    sums = np.stack([found for found, _ in measured])  # [SPLITS, 1 + B, ..]
+    replicates = np.concatenate([sums[:, 0].mean(axis=0, keepdims=True), *sums[:, 1:]])
     width, start = 1 + len(parts), (1 + len(names)) * (1 + len(parts))
-    rows, shares = [], []
-    for m, name in enumerate(names, start=1):
-        errors = replicates[:, width * m : width * (m + 1)]
-        fits = [_interval(1.0 - _ratios(errors[:, j], replicates[:, j]), carriers[j]) for j in range(width)]
-        kept = _ratios(replicates[:, start + m], replicates[:, start])
-        part_rows = tuple(
-            PartRow(part, float(_ratios(replicates[:1, j], replicates[:1, 0])[0]), fits[j])
-            for j, part in enumerate(parts, start=1)
-        )
-        shares.append(kept)
-        rows.append(MapRow(name, _dim(pool, name), fits[0], _interval(kept, carriers[width]), part_rows))
+    shares = [_ratios(replicates[:, start + m], replicates[:, start]) for m in range(1, 1 + len(names))]
+    varies = [float(_ratios(replicates[:1, j], replicates[:1, 0])[0]) for j in range(width)]
+    rows = []
+    for name, kept, left in zip(names, shares, range(width, start, width), strict=True):
+        fits = [_interval(1.0 - _ratios(replicates[:, left + j], replicates[:, j]), carriers[j]) for j in range(width)]
+        told = tuple(PartRow(*row) for row in zip(parts, varies[1:], fits[1:], strict=True))
+        rows.append(MapRow(name, _dim(pool, name), fits[0], _interval(kept, carriers[width]), told))
     if math.isnan(rows[0].r2.value):
         why = "The reward is the same for all draws of each prompt: no map can be told from another."
-        return replace(_undefined(pool, "true reward", 0, folds, why), rows=tuple(rows))
+        return _undefined(rows, "true reward", 0, folds, why)
     best, reason = _best(rows, shares, "keeps", f"of the optimum's gain at KL = {few(kl)}")
     top = max(row.share.value for row in rows)
     if top < HALF:
-        reason += f" The best keeps {_percent(top)}, less than half: the features are the bottleneck."
+        reason += f" The best keeps {share(top)}, less than half: the features are the bottleneck."
     still = [part for j, part in enumerate(parts, start=1) if not replicates[0, j] > 0.0]
-    statements = [_left_out(folds)]
-    if min(carriers[0], carriers[width]) < CARRIERS:
-        statements.append(f"A few {folds} carry nearly all of the reward's variance or gain: no bound can be given.")
+    statements = _left_out(folds, folds, min(carriers[0], carriers[width]))
     if still:
         statements.append(f"Never varies within a prompt in these draws: {', '.join(still)}.")
     return Maps(tuple(rows), best, reason, "true reward", 0, folds, tuple(statements))
@@ -177,9 +180,7 @@ def _measured(
     reward itself and by each map's prediction of it.
     """
     values = [np.concatenate([g.targets, *(g.targets - p[i] for p in predicted)], axis=1) for i, g in enumerate(groups)]
-    scores = [
-        np.stack([g.targets[:, 0], *(p[i][:, 0] for p in predicted)], axis=1) for i, g in enumerate(groups)
-    ]  # [G] of [n, 1 + M]
+    scores = [np.stack([g.targets[:, 0], *(p[i][:, 0] for p in predicted)], axis=1) for i, g in enumerate(groups)]
     base = padded([g.counts / g.counts.sum() for g in groups])
     betas = np.array([beta_for_kl(base, padded([s[:, m] for s in scores]), kl) for m in range(scores[0].shape[1])])
 
@@ -196,13 +197,13 @@ def _measured(
     found, width = sums(seen), groups[0].targets.shape[1]
     if folds == "prompts":
         carried = np.concatenate([found[:, :width], found[:, [len(betas) * width]]], axis=1)
-        return _resample(len(groups), rng) @ found, _carriers(np.maximum(carried, 0.0))
+        return _resample(len(groups), RESAMPLES // SPLITS, rng) @ found, _carriers(np.maximum(carried, 0.0))
     again = []
-    for _ in range(RESAMPLES // 3):
+    for _ in range(RESAMPLES // (3 * SPLITS)):
         drawn = [rng.multinomial(int(c.sum()), c / c.sum()).astype(np.float64) for c in seen]
         again.append(sums(drawn).sum(axis=0))
     single = np.repeat(np.concatenate([g.targets for g in groups]), np.concatenate(seen).astype(np.int64), axis=0) ** 2
-    return np.array([found.sum(axis=0), *again]), _carriers(single[:, [*range(width), 0]])
+    return np.array([found.sum(axis=0), *again]), _carriers(single[:, [*range(width), 0]].astype(np.float64))
 
 
 def _groups(pool: Pool, rng: np.random.Generator) -> list[_Group]:
@@ -271,70 +272,63 @@ def _fits(outer: Mapping[int, FloatArray], cross: Mapping[int, FloatArray]) -> d
     return found
 
 
-# --- labels ----------------------------------------------------------------------------------------------------------
-
-
 def _by_labels(pool: Pool, rng: np.random.Generator) -> Maps:
     assert pool.labels is not None  # the caller has looked
     prompts, rows, values = pool.labels.prompts, pool.labels.rows, pool.labels.values
-    k = len(values)
     folds: Folds = "prompts" if len(np.unique(prompts)) >= FOLDS else "draws"
     keys = prompts[:, None] if folds == "prompts" else np.stack([prompts, rows], axis=1)
     unit = np.unique(keys, axis=0, return_inverse=True)[1].reshape(-1)  # [k] what is left out and resampled together
     units = int(unit.max()) + 1
-    fold = (rng.permutation(units) % FOLDS)[unit]
-    within = k - len(np.unique(prompts)) >= WITHIN * k
+    splits = [(rng.permutation(units) % FOLDS)[unit] for _ in range(SPLITS)]
+    within = len(values) - len(np.unique(prompts)) >= WITHIN * len(values)
     level = prompts if within else np.zeros_like(prompts)  # [k] labels of one level are compared with each other
-    centred = _less_mean(values, level)
-    resamples = _resample(units, rng)
-    total = np.bincount(unit, centred**2, units)
+    squares = _less_mean(values, level) ** 2
+    resamples = [_resample(units, RESAMPLES // SPLITS, rng) for _ in splits]
+    total = np.asarray(np.bincount(unit, squares, units), dtype=np.float64)
     flat = np.ptp(values) == 0.0 or float(total.sum()) <= ROUNDING * float(values @ values)
+    total, carriers = (0.0 * total if flat else total), CARRIERS / LABELLED * float(_carriers(squares[:, None])[0])
     found, fits = [], []
     for name in pool.maps:
-        predicted = _predict_labels(pool, name, fold)
-        errors = _less_mean(values - predicted, level)
-        left = np.bincount(unit, errors**2, units)
-        denominators = np.zeros(len(resamples)) if flat else resamples @ total
-        fits.append(1.0 - _ratios(resamples @ left, denominators))
-        r2 = _interval(fits[-1], float(_carriers(total[:, None])[0]))
-        found.append(MapRow(name, _dim(pool, name), r2, Interval(math.nan, math.nan, math.nan), ()))
-    if math.isnan(found[0].r2.value):
-        why = "The labels do not vary: no map can be told from another." if flat else "Too few labels to judge a map."
-        return replace(_undefined(pool, "labels", k, folds, why), rows=tuple(found))
-    spread = "within-prompt variance" if within else "variance"
-    best, reason = _best(found, fits, "explains", f"of the {spread} of {count(k)} labels")
+        errors = [_less_mean(values - predicted, level) for predicted in _predict_labels(pool, name, splits)]
+        left = [np.bincount(unit, e**2, units) for e in errors]
+        ratios = [1.0 - _ratios(w @ e, w @ total) for w, e in zip(resamples, left, strict=True)]
+        fits.append(np.concatenate([np.mean(ratios, axis=0)[:1], *(ratio[1:] for ratio in ratios)]))
+        found.append(MapRow(name, _dim(pool, name), _interval(fits[-1], carriers, WIDER), UNDEFINED, ()))
+    if flat:
+        return _undefined(
+            found, "labels", len(values), folds, "The labels do not vary: no map can be told from another."
+        )
+    spread = f"of the {'within-prompt ' if within else ''}variance of {count(len(values))} labels"
+    best, reason = _best(found, fits, "explains", spread)
+    if max(row.r2.low for row in found) <= 0.0:
+        reason += " None is sure to explain anything: with more labels one may."
     statements = [
-        _left_out(folds),
+        *_left_out(folds, "labels", carriers),
         "R2 is of the labels, noise included: 1 is not to be reached, and a low value may be noise.",
         "What share of the gain a map keeps is not told: labels alone are too noisy for that.",
     ]
     if not within:
         statements.append("Most prompts have one label: differences between prompts count as unexplained.")
     if not pool.labels.random:
-        statements.append(
-            "The labels are no random draws: R2 is of the responses labelled, not of what the model says."
-        )
-    return Maps(tuple(found), best, reason, "labels", k, folds, tuple(statements))
+        statements.append("The labels are no random draws: R2 is of what was labelled, not of what the model says.")
+    return Maps(tuple(found), best, reason, "labels", len(values), folds, tuple(statements))
 
 
-def _predict_labels(pool: Pool, name: str, fold: IntArray) -> FloatArray:
-    """[k] each label as those of the other folds predict it, less its prompt's level, by the fit that a run makes."""
-    assert pool.labels is not None  # the caller has looked
+def _predict_labels(pool: Pool, name: str, splits: Sequence[IntArray]) -> FloatArray:
+    """[SPLITS, k] each label, less its prompt's level, as other folds predict it by the fit that a run makes."""
+    assert pool.labels is not None
     prompts, rows, values = pool.labels.prompts, pool.labels.rows, pool.labels.values
     x, dim = len(pool.prompts), _dim(pool, name)
     draws = tuple(Draws(i, d.responses, d.counts, d.features[:, pool.maps[name]]) for i, d in enumerate(pool.draws))
     learner = Learner.start(Spec(np.full(x, 1.0 / x), dim, len(values), None, 1)).absorb(Drawn(draws, pool.n * x))
     phi = np.array([draws[i].features[row] for i, row in zip(prompts, rows, strict=True)])
-    predicted = np.zeros(len(values))
-    for k in np.unique(fold):
-        rest, mine = fold != k, fold == k
-        if np.any(rest):
+    predicted = np.zeros((len(splits), len(values)))
+    for row, fold in zip(predicted, splits, strict=True):
+        for k in np.unique(fold) if np.ptp(fold) else ():
+            rest, mine = fold != k, fold == k
             stats = LabelStats.empty(x, dim).add(prompts[rest], phi[rest], values[rest])
-            predicted[mine] = (phi[mine] - learner.centres[prompts[mine]]) @ replace(learner, stats=stats).theta
+            row[mine] = (phi[mine] - learner.centres[prompts[mine]]) @ replace(learner, stats=stats).theta
     return predicted
-
-
-# --- figures and words -----------------------------------------------------------------------------------------------
 
 
 def _less_mean(values: FloatArray, groups: IntArray) -> FloatArray:
@@ -343,9 +337,9 @@ def _less_mean(values: FloatArray, groups: IntArray) -> FloatArray:
     return np.asarray(values - (np.bincount(groups, values) / sizes)[groups])
 
 
-def _resample(units: int, rng: np.random.Generator) -> FloatArray:
+def _resample(units: int, size: int, rng: np.random.Generator) -> FloatArray:
     """[1 + B, units] how often each counts: the data first, then resamples with replacement."""
-    again = rng.multinomial(units, np.full(units, 1.0 / units), size=RESAMPLES).astype(np.float64)
+    again = rng.multinomial(units, np.full(units, 1.0 / units), size=size).astype(np.float64)
     return np.concatenate([np.ones((1, units)), again])
 
 
@@ -360,16 +354,16 @@ def _carriers(carried: FloatArray) -> FloatArray:
     return np.asarray(np.divide(np.sum(carried, axis=0) ** 2, squares, out=np.zeros_like(squares), where=squares > 0.0))
 
 
-def _interval(replicates: FloatArray, carriers: float) -> Interval:
-    """Percentiles of the resamples around the data's ratio; the trivial bounds where too few units carry it."""
-    value = float(replicates[0])
-    if math.isnan(value):
-        return Interval(math.nan, math.nan, math.nan)
+def _interval(replicates: FloatArray, carriers: float, wider: float = 1.0) -> Interval:
+    """Percentiles of the resamples, the data first; the trivial bounds where too few units carry the ratio."""
+    if math.isnan(replicates[0]):
+        return UNDEFINED
+    value = min(1.0, float(replicates[0]))
     if carriers < CARRIERS:
-        return Interval(value, min(0.0, value), 1.0)
+        return Interval(value, min(0.0, value) if wider == 1.0 else -math.inf, 1.0)
     tail = 50.0 * (1.0 - CONFIDENCE)
-    low, high = np.nanpercentile(replicates[1:], [tail, 100.0 - tail])
-    return Interval(value, min(value, float(low)), max(value, min(1.0, float(high))))
+    low, high = value + wider * (np.nanpercentile(replicates[1:], [tail, 100.0 - tail]) - value)
+    return Interval(value, min(value - FINEST, float(low)), min(1.0, max(value + FINEST, float(high))))
 
 
 def _best(rows: Sequence[MapRow], replicates: Sequence[FloatArray], verb: str, unit: str) -> tuple[str, str]:
@@ -378,36 +372,28 @@ def _best(rows: Sequence[MapRow], replicates: Sequence[FloatArray], verb: str, u
     behind = [replicates[first] - r for r in replicates]
     near = [m for m, gap in enumerate(behind) if gap[0] <= max(TOLERANCE, float(np.nanstd(gap[1:])))]
     best = min(near, key=lambda m: (rows[m].dim, -replicates[m][0]))
-    told = f"{rows[best].map} ({rows[best].dim} dimensions) {verb} {_percent(replicates[best][0])} {unit}"
+    told = f"{rows[best].map} ({rows[best].dim} dimensions) {verb} {share(replicates[best][0])} {unit}"
     if len(rows) == 1:
         return rows[best].map, f"{told}; no other map was tested."
-    if best != first:
-        more = f"{rows[first].map} ({rows[first].dim}) {verb} {_percent(replicates[first][0])}"
-        return rows[best].map, f"{told}; {more}, not distinguishably more, and fewer dimensions need fewer labels."
-    second = max((m for m in range(len(rows)) if m != first), key=lambda m: replicates[m][0])
-    other = f"{rows[second].map} ({rows[second].dim}), {verb} {_percent(replicates[second][0])}"
-    return rows[best].map, f"{told}; the next, {other}."
+    rival = first if best != first else max((m for m in range(len(rows)) if m != first), key=lambda m: replicates[m][0])
+    other = f"{rows[rival].map} ({rows[rival].dim}) {verb} {share(replicates[rival][0])}"
+    end = "which cannot be told from it, and fewer dimensions need fewer labels" if best != first else "the next best"
+    return rows[best].map, f"{told}; {other}, {end}."
 
 
-def _undefined(pool: Pool, by: Literal["true reward", "labels"], labels: int, folds: Folds, why: str) -> Maps:
+def _undefined(rows: Sequence[MapRow], by: By, labels: int, folds: Folds, why: str) -> Maps:
     """Nothing can be told apart: the smallest map will do."""
-    nothing = Interval(math.nan, math.nan, math.nan)
-    rows = tuple(
-        MapRow(name, _dim(pool, name), nothing, nothing, tuple(PartRow(p, math.nan, nothing) for p in pool.parts))
-        for name in pool.maps
-    )
-    return Maps(rows, min(rows, key=lambda row: row.dim).map, why, by, labels, folds, (why,))
+    return Maps(tuple(rows), min(rows, key=lambda row: row.dim).map, why, by, labels, folds, (why,))
 
 
 def _dim(pool: Pool, name: str) -> int:
     return int(pool.draws[0].features[:0, pool.maps[name]].shape[1])
 
 
-def _percent(share: float) -> str:
-    return f"{100.0 * share:.0f} %"
-
-
-def _left_out(folds: Folds) -> str:
-    if folds == "prompts":
-        return f"Each map was fitted on four fifths of the prompts and judged on the rest, {FOLDS} times."
-    return "Fewer than five prompts: fits were judged on draws left out, which says nothing of other prompts."
+def _left_out(folds: Folds, what: str, carriers: float) -> list[str]:
+    """What was left out of the fits, and whether that is enough for intervals."""
+    told = f"Each map was fitted on four fifths of the prompts and judged on the rest, {FOLDS} times over."
+    if folds == "draws":
+        told = "Fewer than five prompts: fits were judged on draws left out, which says nothing of other prompts."
+    few_carry = f"A few {what} carry nearly all of what is to be explained or gained: no bound can be given."
+    return [told, few_carry] if carriers < CARRIERS else [told]
