@@ -149,14 +149,13 @@ def draws_truth(env: TabularEnvironment, found) -> dict:
     goal = base + SHARE * (float(np.mean(np.sum(law * env.mean_rewards, axis=1))) - base)
 
     def reached(n: int) -> float:
-        total = 0.0
-        for _ in range(40):
-            counts = np.array([rng.multinomial(n, b / b.sum()) for b in env.base_probs])
-            weights = counts * np.exp((env.mean_rewards - env.mean_rewards.max(axis=1, keepdims=True)) / env.beta)
-            total += float(np.mean(np.sum(weights * env.mean_rewards, axis=1) / weights.sum(axis=1)))
-        return total / 40
+        means = []
+        for b, r in zip(env.base_probs, env.mean_rewards, strict=True):
+            weights = rng.multinomial(n, b / b.sum(), size=300) * np.exp((r - r.max()) / env.beta)
+            means.append(float(np.mean(weights @ r / weights.sum(axis=1))))
+        return float(np.mean(means))
 
-    sizes = np.unique(np.round(2.0 ** np.arange(1, 16, 0.25)).astype(int))
+    sizes = np.unique(np.round(2.0 ** np.arange(0, 16, 1 / 16)).astype(int))
     low, high = 0, len(sizes) - 1
     while low < high:
         middle = (low + high) // 2

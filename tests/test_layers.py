@@ -116,6 +116,7 @@ ORDER = [
     "foundation.span",
     "foundation.mixture",
     "foundation.success",
+    "foundation.bounds",
     "foundation.reach",
     "foundation.maps",
     "foundation.surrogate",

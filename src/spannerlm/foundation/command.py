@@ -146,7 +146,7 @@ def cells(section: Mapping[str, Any], most: int) -> tuple[str, ...]:
     """pass@1, pass@max_draws, value, draws per answer and labels of one model, as text."""
     passes = (section.get("success") or {}).get("pass_at") or ()
     first = next((row["value"] for row in passes if row["k"] == 1), None)
-    last = min(passes, key=lambda row: abs(row["k"] - most), default={}).get("value")
+    last = min(passes, key=lambda row: abs(row["k"] - most))["value"] if passes else None
     at = (section.get("reach") or {}).get("at") or {}
     told = (section.get("forecast") or {}).get("labels") or {}
     return (

@@ -18,7 +18,7 @@ from spannerlm.foundation.reach import Reach, reach
 from spannerlm.foundation.span import span
 from spannerlm.foundation.success import Level, level_of, success
 from spannerlm.foundation.unseen import unseen
-from spannerlm.foundation.verdict import ORDER, Evidence, verdict
+from spannerlm.foundation.verdict import ORDER, Evidence, best_map, verdict
 from spannerlm.records import Drawn, FloatArray, Label, Labelled, Spec
 from spannerlm.wording import few, short
 
@@ -98,7 +98,7 @@ def _level(pools: Sequence[Pool], question: Question) -> Level | None:
     if question.success is not None:
         return Level(float(question.success), "given")
     levels = [level_of(pool, question.kl) for pool in pools if pool.rewards is not None or pool.labels is not None]
-    return max(levels, key=lambda level: level.value, default=None)
+    return max((level for level in levels if math.isfinite(level.value)), key=lambda level: level.value, default=None)
 
 
 def _section(subject: Subject, question: Question, level: Level | None, observe: Told) -> dict[str, Any]:
@@ -164,11 +164,11 @@ def _section(subject: Subject, question: Question, level: Level | None, observe:
 def _reach(
     pool: Pool, tested: Maps | None, question: Question, level: Level | None, rng: np.random.Generator
 ) -> Reach | None:
-    """What tilting by the true reward, or by the one fitted to labels, reaches."""
+    """What tilting by the true reward reaches, or by the one fitted to labels where these tell that it explains any."""
     largest = level.value if level is not None and level.source == "two values" else None
     if pool.rewards is not None:
         scores, by = pool.rewards, "true reward"
-    elif pool.labels is not None and tested is not None:
+    elif pool.labels is not None and tested is not None and best_map(tested).r2.low > 0.0:
         scores, by, largest = fitted_scores(pool, tested.best), f"reward fitted to labels on {tested.best}", None
     else:
         return None

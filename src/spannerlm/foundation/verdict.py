@@ -92,8 +92,8 @@ def verdict(found: Evidence) -> Verdict:
 def _alike(found: Evidence) -> Verdict | None:
     if found.unseen.constant <= MOST * found.prompts:
         return None
-    if found.success is not None and found.success.pass_at[0].low >= SURE:
-        return None
+    if found.success is not None and found.given and found.success.pass_at[0].low >= SURE:
+        return None  # alike, and what was asked for
     which = "every prompt" if found.unseen.constant == found.prompts else f"{found.unseen.constant} of the prompts"
     return Verdict(
         "no foundation",
@@ -163,20 +163,38 @@ def _sated(found: Evidence) -> Verdict | None:
 
 
 def _unsure(found: Evidence) -> Verdict | None:
-    if found.reach is None or found.reach.at.told:
+    if found.reach is None:
+        return _few_labels(found)
+    if found.reach.at.told:
         return None
     return Verdict(
         "cannot tell",
-        f"Cannot tell: at KL = {few(found.reach.kl)} the policy rests on draws that {count(found.draws)} hardly show.",
+        f"Cannot tell: at KL = {few(found.reach.kl)} the policy rests on replies that few of the draws show.",
         (*found.reach.statements[:2], *_able(found)),
         (f"Draw more (--draws {4 * found.draws}), or settle for a smaller KL.",),
     )
 
 
-def _features(found: Evidence) -> Verdict | None:
-    row = best_map(found.maps)
-    if found.maps is None or row is None:
+def _few_labels(found: Evidence) -> Verdict | None:
+    """Cannot tell: labels are there, and no map is sure to explain any of them."""
+    if found.maps is None:
         return None
+    many = 4 * max(found.maps.labels, 50)
+    return Verdict(
+        "cannot tell",
+        f"Cannot tell yet: {found.maps.labels} labels of random draws do not show that any map tested explains them.",
+        (found.maps.reason, *_able(found)),
+        (
+            f"Buy more of them (--labels {many}), or explore at once: spannerlm run learns more from chosen labels.",
+            "Or test maps of your own (coverage.features).",
+        ),
+    )
+
+
+def _features(found: Evidence) -> Verdict | None:
+    if found.maps is None:
+        return None
+    row = best_map(found.maps)
     if math.isnan(row.share.value):
         if not row.r2.high < EXPLAINED:
             return None
@@ -214,9 +232,9 @@ def _dear(found: Evidence) -> Verdict | None:
 # --- sentences -------------------------------------------------------------------------------------------------------
 
 
-def best_map(maps: Maps | None) -> MapRow | None:
+def best_map(maps: Maps) -> MapRow:
     """The row of the map to use."""
-    return None if maps is None else next((row for row in maps.rows if row.map == maps.best), None)
+    return next(row for row in maps.rows if row.map == maps.best)
 
 
 def _able(found: Evidence) -> tuple[str, ...]:
@@ -238,7 +256,7 @@ def _able(found: Evidence) -> tuple[str, ...]:
 def _cost(found: Evidence) -> tuple[str, ...]:
     """Features, labels and draws that it takes."""
     out = []
-    row = best_map(found.maps)
+    row = None if found.maps is None else best_map(found.maps)
     if row is not None and not math.isnan(row.share.value):
         out.append(f"Features: a policy on {row.map} keeps {_percent(row.share)} of what the reward itself would gain.")
     if found.reach is not None:
@@ -253,9 +271,7 @@ def _cost(found: Evidence) -> tuple[str, ...]:
 
 def random_does_it(forecast: Forecast | None) -> str:
     """The sentence where labels at random do as well as chosen ones; empty where they do not, or nothing is known."""
-    if forecast is None or not math.isfinite(forecast.labels.value) or not math.isfinite(forecast.random_labels.value):
-        return ""
-    if forecast.random_labels.value > 1.3 * forecast.labels.value:
+    if forecast is None or not math.isfinite(forecast.labels.value) or forecast.pays:
         return ""
     return "Exploration does not pay here: labels of random draws get there with about as many."
 
@@ -267,7 +283,7 @@ def _reached(found: Evidence) -> str:
         return "the model's draws hold what the reward asks for"
     goal = f"{few(100 * forecast.share)} % of what this model can gain"
     if not math.isfinite(forecast.labels.value):
-        return f"but {count(forecast.budget)} labels are not expected to bring {goal}"
+        return f"more than {count(forecast.budget)} labels are expected to be needed for {goal}"
     high = count(forecast.labels.high) if math.isfinite(forecast.labels.high) else f"more than {count(forecast.budget)}"
     return f"about {count(forecast.labels.value)} labels [{count(forecast.labels.low)}, {high}] bring {goal}"
 
@@ -275,12 +291,11 @@ def _reached(found: Evidence) -> str:
 def _advice(found: Evidence) -> tuple[str, ...]:
     """What to type next."""
     if found.forecast is None or not math.isfinite(found.forecast.labels.value):
-        return ("spannerlm run explores it; see the parts below for what limits it.",)
+        return ("Explore, and watch the value that its report predicts; what limits it stands below.",)
     high = found.forecast.labels.high
     labels = high if math.isfinite(high) else found.forecast.labels.value
-    row = best_map(found.maps)
-    which = "" if row is None else f" with the features {row.map}"
-    return (f"spannerlm run --labels {10 * math.ceil(labels / 10)}{which}.",)
+    which = "" if found.maps is None else f", on the feature map {found.maps.best}"
+    return (f"Explore with {10 * math.ceil(labels / 10)} labels{which}.",)
 
 
 def _as_it_is() -> tuple[str, ...]:
@@ -293,13 +308,13 @@ def _base(reach: Reach) -> str:
 
 def _percent(share: Interval) -> str:
     """ "73 % [61, 82]"; the value alone where the interval is undefined."""
-    if math.isnan(share.low) or math.isnan(share.high):
+    if not (math.isfinite(share.low) and math.isfinite(share.high)):
         return f"{few(100 * share.value)} %"
     return f"{_whole(share.value)} % [{_whole(share.low)}, {_whole(share.high)}]"
 
 
 def _whole(share: float) -> str:
-    return f"{100 * share:.0f}"
+    return f"{round(100 * share)}"
 
 
 def _number(value: float) -> str:
