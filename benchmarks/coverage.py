@@ -26,10 +26,9 @@ from spannerlm.foundation.gather import gather_table
 from spannerlm.foundation.reach import reach
 from spannerlm.foundation.span import span
 from spannerlm.foundation.success import level_of, success
+from spannerlm.foundation.surrogate import trace
 from spannerlm.foundation.unseen import unseen
 from spannerlm.policy import beta_for_kl, kl_divergence, tilt
-from spannerlm.records import Spec
-from spannerlm.run import Run
 
 DRAWS = (128, 256, 512, 1024)
 KLS = (0.5, 1.0, 2.0)
@@ -166,51 +165,26 @@ def draws_truth(env: TabularEnvironment, found) -> dict:
 
 def labels_truth(env: TabularEnvironment, pool, found, seed: int) -> dict:
     """The forecast of labels, beside what `directed` needs on the table itself (median of 5 runs, and each)."""
-    told = forecast(
-        pool,
-        "features",
-        kl=kl_of(env),
-        share=SHARE,
-        labels=500,
-        batch=10,
-        simulations=8,
-        needed=found.needed,
-        answer=found.at.draws_per_answer,
-        rng=np.random.default_rng([10, seed]),
-    )
+    asked = {"kl": kl_of(env), "share": SHARE, "labels": 500, "batch": 10, "simulations": 8}
+    asked |= {"needed": found.needed, "answer": found.at.draws_per_answer}
+    told = forecast(pool, "features", rng=np.random.default_rng([10, seed]), **asked)
     if told is None:
-        return {"told": None}
-    runs = [needed_labels(env, pool.n, seed=100_000 + 10 * seed + k) for k in range(5)]
-    keys = ("value", "low", "high")
-    return {"told": [getattr(told.labels, k) for k in keys], "reached": told.reached, "runs": runs}
+        return {"told": None, "runs": []}
+    kl, base = kl_of(env), float(np.mean(np.sum(env.base_probs * env.mean_rewards, axis=1)))
+    goal = base + SHARE * (float(np.mean(np.sum(env.optimal_policy() * env.mean_rewards, axis=1))) - base)
+    options = {"target": goal, "kl": kl, "draws": pool.n, "labels": 500, "batch": 10}
+    runs = [trace(env, "directed", seed=100_000 + 10 * seed + k, **options).held for k in range(5)]
+    plain = [trace(env, "random-singles", seed=100_000 + 10 * seed + k, **options).held for k in range(2)]
+    out = {"told": ends(told.labels), "random": ends(told.random_labels), "runs": runs, "random_runs": plain}
+    if seed % 2 == 0:  # what only a hundred random labels tell, on every other table
+        few = gather_table(env, labels=100, draws=pool.n, seed=seed).pool
+        guess = forecast(few, "features", **{**asked, "rng": np.random.default_rng([12, seed])})
+        out["from labels"] = None if guess is None else ends(guess.labels)
+    return out
 
 
-def needed_labels(env: TabularEnvironment, n: int, *, seed: int, budget: int = 1000) -> float:
-    """Labels of one real run, in batches of 10, until the value at the table's KL holds the share of the gain."""
-    from spannerlm.explorers import explorer_by_name
-    from spannerlm.ledger import Ledger
-
-    kl, count = kl_of(env), len(env.prompt_probs)
-    base = float(np.mean(np.sum(env.base_probs * env.mean_rewards, axis=1)))
-    law = tilt(env.base_probs, env.mean_rewards, beta_for_kl(env.base_probs, env.mean_rewards, kl))
-    goal = base + SHARE * (float(np.mean(np.sum(law * env.mean_rewards, axis=1))) - base)
-    spec = Spec(env.prompt_probs, env.dim, budget, n * count, 10, kl=kl, fresh=True)
-    with Ledger.open(None, meta={}, prompts=list(env.prompts)) as ledger:
-        run = Run(env, explorer_by_name("directed"), env.reward(seed), ledger, spec, seed=seed)
-
-        def measure(policy) -> dict:
-            scores = env.features @ policy.theta
-            tilted = tilt(env.base_probs, scores, beta_for_kl(env.base_probs, scores, kl))
-            return {"value": float(np.mean(np.sum(tilted * env.mean_rewards, axis=1)))}
-
-        run.measure = measure
-        run.explore()
-        values = np.array([row["value"] for row in run.history]) >= goal
-        labels = [row["labels"] for row in run.history]
-    for i in range(len(labels)):
-        if values[i : i + 4].all() and i + 4 <= len(labels):
-            return float(labels[i])
-    return math.inf
+def ends(interval) -> list[float]:
+    return [interval.value, interval.low, interval.high]
 
 
 def summary(results: list[dict]) -> None:
@@ -236,14 +210,24 @@ def summary(results: list[dict]) -> None:
     )
     rows = [r["forecast"] for r in results if r.get("forecast") and r["forecast"]["told"] is not None]
     if rows:
-        truths = [float(np.median(r["runs"])) for r in rows]
-        both = [math.isinf(t) and math.isinf(r["told"][0]) for t, r in zip(truths, rows, strict=True)]
-        near = [b or 0.5 <= r["told"][0] / t <= 2.0 for b, t, r in zip(both, truths, rows, strict=True)]
-        singles = [r["told"][1] <= run <= r["told"][2] for r in rows for run in r["runs"]]
-        print(
-            f"labels: {len(rows)} tables, within a factor 2 {np.mean(near):.3f} (both beyond the budget: {sum(both)}), "
-        )
-        print(f"        single runs in the band {np.mean(singles):.3f}")
+        for name, told, runs in (
+            ("labels", "told", "runs"),
+            ("labels, random draws", "random", "random_runs"),
+            ("labels, from 100 random labels", "from labels", "runs"),
+        ):
+            show_labels(name, [r for r in rows if r.get(told) is not None], told, runs)
+
+
+def show_labels(name: str, rows: list[dict], told: str, runs: str) -> None:
+    truths = [float(np.median(r[runs])) for r in rows]
+    both = [math.isinf(t) and math.isinf(r[told][0]) for t, r in zip(truths, rows, strict=True)]
+    near = [b or 0.5 <= r[told][0] / t <= 2.0 for b, t, r in zip(both, truths, rows, strict=True)]
+    guess = [0.5 <= 40.0 / t <= 2.0 for t in truths]
+    single = np.mean([r[told][1] <= run <= r[told][2] for r in rows for run in r[runs]])
+    print(
+        f"{name}: {len(rows)} tables, within a factor 2 {np.mean(near):.3f} (both never {np.mean(both):.3f}; "
+        f"always guessing 40: {np.mean(guess):.3f}); single runs in the band {single:.3f}"
+    )
 
 
 def main() -> None:

@@ -190,3 +190,7 @@ def test_comparisons_without_a_free_reward_tell_a_gain() -> None:
     assert "With 60 labels the tilted policy is predicted to earn 0.50 [0.40, 0.60] more than the base model" in text
     assert "Comparisons tell which reply is better, not how good it is." in text
     assert "cannot be told." in wording.headline(report)[0]
+
+
+def test_a_number_without_a_bound_keeps_its_own_digits() -> None:
+    assert wording.short(1.5, math.inf) == wording.short(1.5) == "1.50"

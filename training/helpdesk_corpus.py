@@ -34,21 +34,31 @@ def pick(options: Sequence[str], rng: np.random.Generator) -> str:
     return options[int(rng.integers(len(options)))]
 
 
-def corpus(documents: int, seed: int) -> list[str]:
-    """[documents] prompt and reply, one per line: opener, rarely a rare sentence, a fix, remark, offer, closer."""
+def corpus(documents: int, seed: int, *, rare: bool = True) -> list[str]:
+    """[documents] prompt and reply, one per line: opener, rarely a rare sentence, a fix, remark, offer, closer.
+
+    Without ``rare`` it is the same corpus with the rare sentences cut out.
+    """
     prompts = dict.fromkeys(task.prompts_of(task.split_combinations()[0]), 1)
     decks = (prompts, OPENERS, RARE, FIXES, REMARKS, OFFERS, CLOSERS)
     *streams, rng = np.random.default_rng(seed).spawn(len(decks) + 1)
     columns = [deal(deck, documents, stream) for deck, stream in zip(decks, streams, strict=True)]
     lines = []
-    for prompt, opener, rare, fix, *extras in zip(*columns, strict=True):
+    for prompt, opener, name, fix, *extras in zip(*columns, strict=True):
         problem = task.problem_of(prompt)
         if fix == "wrong":
             problem = pick([other for other in task.PROBLEMS if other != problem], rng)
-        sentence = pick(task.RARE[rare], rng) if rare else ""
-        parts = (prompt, opener, sentence, f"please {task.FIXES[problem]}", *extras)
+        sentence = pick(task.RARE[name], rng) if name else ""
+        parts = (prompt, opener, sentence if rare else "", f"please {task.FIXES[problem]}", *extras)
         lines.append(" ".join(filter(None, parts)))
     return lines
+
+
+def messages(documents: int, seed: int) -> list[str]:
+    """[documents] customers' messages, two to four per line, and no reply; all of training prompts."""
+    prompts = task.prompts_of(task.split_combinations()[0])
+    rng = np.random.default_rng(seed)
+    return [" ".join(pick(prompts, rng) for _ in range(int(rng.integers(2, 5)))) for _ in range(documents)]
 
 
 def split(lines: Sequence[str]) -> tuple[list[str], list[str]]:

@@ -51,11 +51,15 @@ class Task:
         return self.train + self.heldout
 
 
-def load_task(config: RunConfig) -> Task:
-    """The bundled task or the user's own, prompts split and the reward loaded. No draws, no labels."""
+def load_task(config: RunConfig, *, rewarded: bool = True) -> Task:
+    """The bundled task or the user's own, prompts split and the reward loaded. No draws, no labels.
+
+    ``rewarded``: whether something must give labels; `InputError` where it must and nothing does.
+    """
     base = bundled.load(config.task) if config.task is not None else None
     train, heldout, columns = _prompts(config, base)
-    function = _reward(config, base, columns)
+    unrewarded = not rewarded and base is None and config.reward is None
+    function = None if unrewarded else _reward(config, base, columns)
     noise = config.reward_noise
     if noise is None:
         noise = base.noise_std if base is not None and config.reward is None else 0.0

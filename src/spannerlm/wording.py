@@ -49,7 +49,7 @@ def short(value: object, width: float = math.nan) -> str:
         return f"{x:.1e}"
     decimals = 0 if abs(x) >= 100.0 else 1 if abs(x) >= 10.0 else 2
     for unit in (abs(x) / 9.5, width / 3.0):
-        decimals = max(decimals, min(9, math.ceil(-math.log10(unit)))) if unit > 0.0 else decimals
+        decimals = max(decimals, min(9, math.ceil(-math.log10(unit)))) if 0.0 < unit < math.inf else decimals
     return f"{x:,.{decimals}f}"
 
 

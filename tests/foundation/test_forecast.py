@@ -12,6 +12,7 @@ import pytest
 
 from spannerlm.coverage import Interval
 from spannerlm.environments import TabularEnvironment, environment, random_table
+from spannerlm.errors import InputError
 from spannerlm.explorers import explorer_by_name
 from spannerlm.foundation.forecast import WIDENING, Forecast, forecast
 from spannerlm.foundation.pool import Labels, Pool, pool_of, random_labels
@@ -144,6 +145,12 @@ def test_nothing_known_no_forecast(easy: Pool) -> None:
     bare = replace(easy, rewards=None, labels=none)
     assert forecast(bare, "features", rng=np.random.default_rng(0), **SETTINGS) is None
     assert forecast(easy, "features", rng=np.random.default_rng(0), **{**SETTINGS, "simulations": 0}) is None
+
+
+def test_a_budget_is_a_positive_number(easy: Pool) -> None:
+    for changes in ({"labels": 0}, {"batch": 0}, {"kl": -1.0}):
+        with pytest.raises(InputError):
+            told(easy, **changes)
 
 
 def test_equal_rewards_nothing_to_gain(easy: Pool) -> None:

@@ -156,7 +156,7 @@ def _merged(scores: FloatArray, counts: IntArray) -> tuple[FloatArray, FloatArra
         total = np.bincount(bins, weights=c)
         used = total > 0
         s, c = np.bincount(bins, weights=c * s)[used] / total[used], total[used]
-    return s, c
+    return np.asarray(s, dtype=np.float64), np.asarray(c, dtype=np.float64)
 
 
 def plain(drawn: ScoreLaws) -> ScoreLaws:

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 
-from spannerlm.explorers.learner import Learner
 from spannerlm.foundation.forecast import forecast
 from spannerlm.foundation.gather import Gathered
 from spannerlm.foundation.maps import Maps, maps
@@ -17,9 +16,11 @@ from spannerlm.foundation.pool import Pool
 from spannerlm.foundation.reach import Reach, reach
 from spannerlm.foundation.span import span
 from spannerlm.foundation.success import Level, level_of, success
+from spannerlm.foundation.surrogate import learned
 from spannerlm.foundation.unseen import unseen
 from spannerlm.foundation.verdict import ORDER, Evidence, best_map, verdict
-from spannerlm.records import Drawn, FloatArray, Label, Labelled, Spec
+from spannerlm.records import FloatArray
+from spannerlm.regression import Posterior
 from spannerlm.wording import few, short
 
 KLS = (0.25, 0.5, 1.0, 2.0, 3.0, 4.0)
@@ -178,24 +179,11 @@ def _reach(
 
 def fitted_scores(pool: Pool, name: str) -> tuple[FloatArray, ...]:
     """[X] of [n_x]: mean reward of each draw as the labels predict it from one map: mu + <theta, phi - centre>."""
-    assert pool.labels is not None  # the callers have looked
-    part, count = pool.maps[name], len(pool.prompts)
-    draws = tuple(
-        type(d)(x, d.responses, d.counts, np.ascontiguousarray(d.features[:, part])) for x, d in enumerate(pool.draws)
-    )
-    dim = draws[0].features.shape[1]
-    learner = Learner.start(Spec(np.full(count, 1.0 / count), dim, len(pool.labels.values), None, 1))
-    learner = learner.absorb(Drawn(draws, pool.n * count))
-    rows = list(zip(pool.labels.prompts.tolist(), pool.labels.rows.tolist(), strict=True))
-    labels = tuple(
-        Label(x, draws[x].responses[i], float(value)) for (x, i), value in zip(rows, pool.labels.values, strict=True)
-    )
-    phi = np.array([draws[x].features[i] for x, i in rows]).reshape(len(rows), dim)
-    learner = learner.absorb(Labelled(labels, phi))
-    intercept = float(np.mean(pool.labels.values)) if len(rows) else 0.0
+    learner = learned(pool, name)
     posterior = learner.posterior
-    mean = getattr(posterior, "intercept", intercept)
-    return tuple(mean + (d.features - centre) @ learner.theta for d, centre in zip(draws, learner.centres, strict=True))
+    mean = posterior.intercept if isinstance(posterior, Posterior) else 0.0
+    rows = zip(pool.features(name), learner.centres, strict=True)
+    return tuple(mean + (phi - centre) @ learner.theta for phi, centre in rows)
 
 
 def _kls(kl: float) -> tuple[float, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -164,7 +165,7 @@ def coverage_job(
     asked = config.coverage
     models = asked.models or ((config.model,) if config.model is not None else ())
     first = config.model_copy(update={"model": models[0] if models else None})
-    task = load_task(first)
+    task = load_task(first, rewarded=False)
     own = config.reward is not None
     base = bundled.load(config.task) if config.task is not None and not own else None
     prompts = task.train[: asked.max_prompts]
@@ -286,6 +287,8 @@ def _check(question: Question, draws: int, labels: int | None) -> None:
             raise InputError(f"{name}: expected a whole number of at least {least}, got {value!r}")
     if not question.kl > 0.0:
         raise InputError(f"kl: expected a budget above 0 nats, got {question.kl}")
+    if question.success is not None and not math.isfinite(question.success):
+        raise InputError(f"success: expected a finite reward, got {question.success}")
     if not 0.0 < question.share < 1.0:
         raise InputError(f"share: expected a number between 0 and 1, got {question.share}")
 
