@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import difflib
-import inspect
-from collections.abc import Callable, Iterable, Mapping
-from numbers import Real
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from spannerlm.environments.compose import (
@@ -21,6 +18,7 @@ from spannerlm.environments.compose import (
 )
 from spannerlm.environments.deceptive import deceptive
 from spannerlm.environments.decoys import decoys
+from spannerlm.environments.factory import built
 from spannerlm.environments.low_variance import low_variance
 from spannerlm.environments.max_k_dnf import Terms, max_k_dnf, max_k_dnf_bound, max_k_dnf_terms
 from spannerlm.environments.near_orthogonal import near_orthogonal
@@ -29,7 +27,17 @@ from spannerlm.environments.random_table import random_table
 from spannerlm.environments.rare_skill import rare_skill
 from spannerlm.environments.tabular import TabularEnvironment
 from spannerlm.environments.tie import tie
-from spannerlm.errors import InputError
+from spannerlm.environments.token import TokenEnvironment
+from spannerlm.environments.token_compose import TOKEN_MODIFIERS, blocks, random_features
+from spannerlm.environments.token_families import (
+    TOKEN_FAMILIES,
+    additive_lock,
+    delayed_lock,
+    embedded_lock,
+    gated_lock,
+    random_token_mdp,
+    token_environment,
+)
 
 FAMILIES: dict[str, Callable[..., TabularEnvironment]] = {
     "rare-skill": rare_skill,
@@ -56,57 +64,27 @@ def environment(
 
     `InputError` names the known families, modifiers or parameters, or what is wrong with a value.
     """
-    family = FAMILIES[_known("environment", name, FAMILIES)]
-    _check_parameters(name, family, parameters)
-    asked = dict(modifiers or {})
-    for modifier, given in asked.items():
-        function = MODIFIERS[_known("modifiers", modifier, MODIFIERS)]
-        if not isinstance(given, Mapping):
-            raise InputError(f"modifiers: expected a mapping of parameters for {modifier!r}, got {given!r}")
-        _check_parameters(modifier, function, given, skip=1)
-    env = family(**parameters)
-    for modifier, function in MODIFIERS.items():
-        if modifier in asked:
-            seeded = "seed" in inspect.signature(function).parameters and "seed" in parameters
-            env = function(env, **{**({"seed": parameters["seed"]} if seeded else {}), **asked[modifier]})
-    return env
-
-
-def _known(what: str, name: Any, names: Iterable[str]) -> str:
-    """The name, if it is one of ``names``; else `InputError` with all of them and the nearest."""
-    known = list(names)
-    if name in known:
-        return str(name)
-    near = difflib.get_close_matches(str(name), known, n=1)
-    hint = f": did you mean {near[0]!r}?" if near else ""
-    raise InputError(f"{what}: expected one of {', '.join(known)}, got {name!r}{hint}")
-
-
-def _check_parameters(owner: str, function: Callable[..., Any], given: Mapping[str, Any], *, skip: int = 0) -> None:
-    """`InputError` where ``given`` names what the function does not take, lacks what it needs, or holds no number."""
-    parameters = dict(list(inspect.signature(function).parameters.items())[skip:])
-    for name in given:
-        _known(f"parameters of {owner!r}", name, parameters)
-    missing = [n for n, p in parameters.items() if p.default is inspect.Parameter.empty and n not in given]
-    if missing:
-        raise InputError(f"parameters of {owner!r}: expected {', '.join(missing)}, got {', '.join(given) or 'nothing'}")
-    for name, value in given.items():
-        default = parameters[name].default
-        number = isinstance(value, Real) and not isinstance(value, bool)
-        if not number and isinstance(default, (int, float)):
-            raise InputError(f"{name} of {owner!r}: expected a number such as {default:g}, got {value!r}")
+    return built("environment", name, FAMILIES, MODIFIERS, modifiers or {}, parameters)
 
 
 __all__ = [
     "FAMILIES",
     "MODIFIERS",
+    "TOKEN_FAMILIES",
+    "TOKEN_MODIFIERS",
     "HeteroscedasticEnvironment",
     "TabularEnvironment",
     "Terms",
+    "TokenEnvironment",
+    "additive_lock",
+    "blocks",
     "deceptive",
     "decoys",
+    "delayed_lock",
     "duplicated",
+    "embedded_lock",
     "environment",
+    "gated_lock",
     "heavy_noise",
     "heteroscedastic",
     "irrelevant_directions",
@@ -118,8 +96,11 @@ __all__ = [
     "near_orthogonal",
     "power_law",
     "prompt_intercepts",
+    "random_features",
     "random_table",
+    "random_token_mdp",
     "rare_skill",
     "rotated",
     "tie",
+    "token_environment",
 ]
