@@ -194,3 +194,8 @@ def test_comparisons_without_a_free_reward_tell_a_gain() -> None:
 
 def test_a_number_without_a_bound_keeps_its_own_digits() -> None:
     assert wording.short(1.5, math.inf) == wording.short(1.5) == "1.50"
+
+
+def test_what_was_never_seen_is_zero_up_to_a_bound() -> None:
+    assert wording.interval({"value": 0.0, "low": 0.0, "high": 0.00013}) == "0 [0, 0.00013]"
+    assert wording.interval({"value": 0.0, "low": -0.1, "high": 0.1}) == "0.00 [-0.10, 0.10]"

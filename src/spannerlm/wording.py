@@ -83,6 +83,8 @@ def interval(row: Row, key: str = "value") -> str:
     if math.isnan(value) or math.isnan(low) or math.isnan(high):
         return short(value)
     width = high - low
+    if value == low == 0.0:
+        return f"0 [0, {short(high)}]"
     return f"{short(value, width)} [{short(low, width)}, {short(high, width)}]"
 
 

@@ -191,6 +191,8 @@ def test_random_labels_that_do_as_well_are_said_to() -> None:
     same = told(env, found, labels=Interval(30.0, 20.0, 45.0), random_labels=Interval(30.0, 20.0, 45.0))
     assert "does not pay here" in random_does_it(same)
     assert any("does not pay here" in reason for reason in verdict(replace(found, forecast=same)).reasons)
+    assert random_does_it(replace(same, random_labels=Interval(10.0, 5.0, 20.0))).endswith("with fewer, about 10.")
+    assert random_does_it(replace(same, by="labels")) == ""
     assert random_does_it(replace(same, random_labels=Interval(300.0, 200.0, 450.0))) == ""
     assert random_does_it(replace(same, labels=Interval(np.inf, 200.0, np.inf))) == ""
     assert random_does_it(None) == ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from spannerlm.bundled.helpdesk import task
 
 TRAINING = Path(__file__).parents[2] / "training"
 PROMPTS = bundled.load("helpdesk").heldout_prompts[:6]
-DOCUMENTS = {"undertrained": 480, "forgotten": 960, "unrelated": 2400}
+DOCUMENTS = {"undertrained": 480, "forgotten": 1920, "unrelated": 2400}
 
 
 @pytest.fixture(scope="module")
@@ -28,16 +29,17 @@ def script():
 
 @pytest.fixture(scope="module")
 def made(script, tmp_path_factory):
-    """Kind -> (directory, model, tokenizer), each from a short run."""
+    """Kind -> (directory, model, tokenizer) from a short run, made when first asked for."""
     from transformers import AutoTokenizer, LlamaForCausalLM
 
-    found = {}
-    for kind, documents in DOCUMENTS.items():
+    @cache
+    def of(kind):
         out = tmp_path_factory.mktemp(kind)
-        script.main(["--kind", kind, "--out", str(out), "--documents", str(documents), "--draws", "144"])
+        script.main(["--kind", kind, "--out", str(out), "--documents", str(DOCUMENTS[kind]), "--draws", "144"])
         path = out / "model"
-        found[kind] = (out, LlamaForCausalLM.from_pretrained(path).eval(), AutoTokenizer.from_pretrained(path))
-    return found
+        return out, LlamaForCausalLM.from_pretrained(path).eval(), AutoTokenizer.from_pretrained(path)
+
+    return of
 
 
 @pytest.mark.parametrize("kind", DOCUMENTS)
@@ -59,7 +61,7 @@ def test_corpora_lack_what_the_model_shall_lack(script):
 
 @pytest.mark.parametrize("kind", DOCUMENTS)
 def test_files_are_those_of_the_bundled_model(made, kind):
-    out, *_ = made[kind]
+    out, *_ = made(kind)
     shipped = bundled.load("helpdesk").model_path
     assert {file.name for file in (out / "model").iterdir()} == {file.name for file in shipped.iterdir()}
     for name in ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"):
@@ -75,11 +77,11 @@ def test_fine_tuning_lowers_the_valuable_sentence_and_keeps_replies_well_formed(
     from helpdesk_measure import rates
     from transformers import LlamaForCausalLM
 
-    _, model, tokenizer = made["forgotten"]
+    _, model, tokenizer = made("forgotten")
     before = LlamaForCausalLM.from_pretrained(bundled.load("helpdesk").model_path).eval()
     masses = script.valuable_mass(before, tokenizer, PROMPTS)
     assert masses.mean() == pytest.approx(1 / 148, rel=0.2)
-    assert (script.valuable_mass(model, tokenizer, PROMPTS) < masses / 5).all()
+    assert (script.valuable_mass(model, tokenizer, PROMPTS) < masses / 20).all()
     figures = rates(*replies(model, tokenizer), "manual")
     assert figures["well formed"].value > 0.85
     assert figures[task.RIGHT_FIX].value > 0.2
@@ -88,14 +90,14 @@ def test_fine_tuning_lowers_the_valuable_sentence_and_keeps_replies_well_formed(
 def test_undertrained_is_mostly_malformed(made):
     from helpdesk_measure import rates
 
-    _, model, tokenizer = made["undertrained"]
+    _, model, tokenizer = made("undertrained")
     figures = rates(*replies(model, tokenizer), "manual")
     assert figures["well formed"].value < 0.1
     assert figures[task.RIGHT_FIX].value < 0.1
 
 
 def test_unrelated_answers_with_messages_only(script, made):
-    _, model, tokenizer = made["unrelated"]
+    _, model, tokenizer = made("unrelated")
     asked, given = replies(model, tokenizer)
     assert not any(task.has(x, y, part) for x, y in zip(asked, given, strict=True) for part in task.PARTS)
     assert (script.valuable_mass(model, tokenizer, PROMPTS) < 1e-8).all()

@@ -134,7 +134,9 @@ def side_by_side(document: Mapping[str, Any]) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("model", overflow="fold", min_width=12, max_width=26)
     table.add_column("verdict")
-    columns = ("success", f"success of\n{count(most)}", f"value at\nKL = {few(kl)}", "draws per\nanswer", "labels")
+    many = sorted({int(row["k"]) for section in document["models"] if (row := _near(section, most))})
+    tried = " or ".join(map(count, many)) or count(most)
+    columns = ("success", f"success of\n{tried}", f"value at\nKL = {few(kl)}", "draws per\nanswer", "labels")
     for name in columns:
         table.add_column(name, justify="right", no_wrap=True)
     for section in document["models"]:
@@ -146,7 +148,7 @@ def cells(section: Mapping[str, Any], most: int) -> tuple[str, ...]:
     """pass@1, pass@max_draws, value, draws per answer and labels of one model, as text."""
     passes = (section.get("success") or {}).get("pass_at") or ()
     first = next((row["value"] for row in passes if row["k"] == 1), None)
-    last = min(passes, key=lambda row: abs(row["k"] - most))["value"] if passes else None
+    last = _near(section, most).get("value")
     at = (section.get("reach") or {}).get("at") or {}
     told = (section.get("forecast") or {}).get("labels") or {}
     return (
@@ -156,6 +158,13 @@ def cells(section: Mapping[str, Any], most: int) -> tuple[str, ...]:
         few((at.get("draws_per_answer") or {}).get("value")),
         count(told.get("value")),
     )
+
+
+def _near(section: Mapping[str, Any], most: int) -> Mapping[str, Any]:
+    """The row of pass@k whose k is nearest to ``most``; empty without any."""
+    passes = (section.get("success") or {}).get("pass_at") or ()
+    found: Mapping[str, Any] = min(passes, key=lambda row: abs(row["k"] - most)) if passes else {}
+    return found
 
 
 def _rate(value: object) -> str:

@@ -131,6 +131,7 @@ def _section(subject: Subject, question: Question, level: Level | None, observe:
             answer=reached.at.draws_per_answer,
             rng=next(streams),
         )
+        told = told if told is not None and told.simulations else None  # nothing to gain: nothing to forecast
     evidence = Evidence(
         prompts=len(pool.prompts),
         draws=pool.n,

@@ -236,10 +236,12 @@ def comparison(document: Row) -> list[tuple[str, list[str]]]:
 
 
 def statements(model: Row) -> list[tuple[str, list[str]]]:
-    """Headed groups of the sentences that the parts make; groups without one are left out."""
+    """Headed groups of the sentences that the parts make, of one map only; groups without one are left out."""
+    spans, best = model.get("spans") or (), _get(model, "maps", "best")
+    used = next((row for row in spans if row.get("map") == best), spans[0] if spans else {})
     groups = (
         ("What the draws can have seen", _get(model, "unseen", "statements")),
-        ("What they differ in", [s for row in model.get("spans") or () for s in row.get("statements") or ()]),
+        ("What they differ in", used.get("statements")),
         ("What the model can do", _get(model, "success", "statements")),
         ("What tilting reaches", _get(model, "reach", "statements")),
         ("Which features to use", _get(model, "maps", "statements")),

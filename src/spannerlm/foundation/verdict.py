@@ -275,6 +275,9 @@ def random_does_it(forecast: Forecast | None) -> str:
         return ""
     if forecast.by != "true reward":  # from labels alone it was right in three of four cases only
         return ""
+    if forecast.random_labels.value < forecast.labels.value / 1.3:
+        fewer = count(forecast.random_labels.value)
+        return f"Exploration does not pay here: labels of random draws get there with fewer, about {fewer}."
     return "Exploration does not pay here: labels of random draws get there with about as many."
 
 
