@@ -67,6 +67,37 @@ def test_every_shell_command_runs(folder: Path) -> None:
 
 
 @pytest.mark.slow
+def test_every_coverage_command_runs(folder: Path) -> None:
+    run(["spannerlm", "run", "my.yaml", "--out", "runs/own"], folder)
+    commands = [line.split("#")[0].strip() for line in blocks("runs: coverage")[0][0].splitlines()]
+    for command in commands:
+        run([*shlex.split(command), "--quiet"], folder)
+    for name in ("foundation", "labelled", "looked-at"):
+        assert (folder / "runs" / name / "coverage.html").exists()
+
+
+@pytest.mark.slow
+def test_the_bundled_models_coverage_says_what_is_shown(tmp_path: Path) -> None:
+    """All but the forecast, which takes a minute: it is made without; another processor may draw otherwise."""
+    found = json.loads(run(["spannerlm", "coverage", "--json", "--set", "coverage.simulations=0"], tmp_path))
+    model = found["models"][0]
+    shown = " ".join(blocks("output of: spannerlm coverage")[0][0].split())
+    assert model["verdict"]["kind"] == "go"
+    said = [float(x) for x in re.findall(r"\d+\.?\d*", shown.split("succeeds")[1])]
+    level, rate, draws, one_of = said[:4]
+    passes = {row["k"]: row for row in model["success"]["pass_at"]}
+    assert (level, draws) == (found["settings"]["success"]["value"], found["settings"]["draws"])
+    assert passes[1]["low"] <= rate <= passes[1]["high"]
+    assert passes[512]["low"] <= one_of <= passes[512]["high"]
+    best = model["maps"]["best"]
+    kept = next(row["share"] for row in model["maps"]["rows"] if row["map"] == best)
+    assert f"a policy on {best} keeps" in shown
+    assert kept["low"] <= float(shown.split(f"{best} keeps ")[1].split(" %")[0]) / 100 <= kept["high"]
+    cost = float(shown.split("costs ")[1].split(" base")[0])
+    assert cost == pytest.approx(model["reach"]["at"]["draws_per_answer"]["value"], rel=0.5)
+
+
+@pytest.mark.slow
 def test_the_default_run_gives_the_table_that_is_shown(tmp_path: Path) -> None:
     report = json.loads(run(["spannerlm", "run", "--json"], tmp_path))
     shown = blocks("output of: spannerlm run")[0][0]
@@ -100,6 +131,6 @@ def test_the_make_targets_and_files_it_names_exist() -> None:
     makefile = (ROOT / "Makefile").read_text()
     for target in re.findall(r"^make (\w+)", README, flags=re.MULTILINE):
         assert re.search(rf"^{target}:", makefile, flags=re.MULTILINE)
-    for path in [*re.findall(r"((?:benchmarks|training)/\w+\.py)`", README), "docs/helpdesk.png", "CONTRIBUTING.md"]:
+    for path in [*re.findall(r"((?:benchmarks|training)/\w+\.py)`", README), "docs/helpdesk.png", "docs/COVERAGE.md", "CONTRIBUTING.md"]:
         assert (ROOT / path).exists()
     assert "@@" not in README

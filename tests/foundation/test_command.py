@@ -61,7 +61,9 @@ def test_own_prompts_need_no_reward(tmp_path: Path) -> None:
         "def short(prompts, completions, **columns):\n    return [-len(c) / 50 for c in completions]\n"
     )
     (tmp_path / "my.yaml").write_text(text + "reward: reward.py:short\n")
-    paid = spannerlm("coverage", "my.yaml", *QUICK, "--labels", "20", "--out", "paid", "--json", cwd=tmp_path)
+    paid = spannerlm(
+        "coverage", "my.yaml", *QUICK, "--labels", "20", "--success", "-0.5", "--out", "paid", "--json", cwd=tmp_path
+    )
     document = json.loads(paid.stdout)  # one document and nothing else
     assert document["directory"] == "paid"
     assert {k: v for k, v in document.items() if k != "directory"} == json.loads(

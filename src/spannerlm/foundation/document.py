@@ -95,10 +95,14 @@ def document(
 
 
 def _level(pools: Sequence[Pool], question: Question) -> Level | None:
-    """One level for all models: given, the upper of two values, or what the best of them reaches."""
+    """One level for all models: given, the upper of two values, or what the best of them reaches by true rewards.
+
+    What an optimum earns is not read off labels: the best of noisy ones is noise.
+    """
     if question.success is not None:
         return Level(float(question.success), "given")
-    levels = [level_of(pool, question.kl) for pool in pools if pool.rewards is not None or pool.labels is not None]
+    found = [(pool, level_of(pool, question.kl)) for pool in pools]
+    levels = [level for pool, level in found if pool.rewards is not None or level.source == "two values"]
     return max((level for level in levels if math.isfinite(level.value)), key=lambda level: level.value, default=None)
 
 

@@ -104,7 +104,7 @@ def _alike(found: Evidence) -> Verdict | None:
 
 
 def _untold(found: Evidence) -> Verdict | None:
-    if found.success is not None or found.reach is not None:
+    if found.success is not None or found.reach is not None or found.maps is not None:
         return None
     return Verdict(
         "cannot tell",
