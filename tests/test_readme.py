@@ -131,6 +131,7 @@ def test_the_make_targets_and_files_it_names_exist() -> None:
     makefile = (ROOT / "Makefile").read_text()
     for target in re.findall(r"^make (\w+)", README, flags=re.MULTILINE):
         assert re.search(rf"^{target}:", makefile, flags=re.MULTILINE)
-    for path in [*re.findall(r"((?:benchmarks|training)/\w+\.py)`", README), "docs/helpdesk.png", "docs/COVERAGE.md", "CONTRIBUTING.md"]:
+    named = ["docs/helpdesk.png", "docs/coverage.png", "docs/COVERAGE.md", "CONTRIBUTING.md"]
+    for path in [*re.findall(r"((?:benchmarks|training)/\w+\.py)`", README), *named]:
         assert (ROOT / path).exists()
     assert "@@" not in README
