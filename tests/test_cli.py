@@ -152,13 +152,6 @@ def test_escape_codes_in_a_message_are_stripped(call):
     assert (status, err) == (1, "Error: red: expected the directory of a run, found none\n")
 
 
-def test_new_runs_get_the_next_free_number(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "runs" / "helpdesk-1").mkdir(parents=True)
-    names = [str(cli._next_free(name)) for name in ("helpdesk", "helpdesk", "../a b", "..")]
-    assert names == ["runs/helpdesk-2", "runs/helpdesk-3", "runs/a-b-1", "runs/own-1"]
-
-
 # --- a run of its own -----------------------------------------------------------------------------------------------
 
 
