@@ -11,12 +11,12 @@ import numpy as np
 
 from spannerlm.backends import backend
 from spannerlm.backends.oracle import ModelOracle
-from spannerlm.environments import TabularEnvironment
+from spannerlm.environments import TabularEnvironment, TokenEnvironment
 from spannerlm.errors import InputError
 from spannerlm.explorers import Explorer, explorer_by_name
 from spannerlm.features import feature_map
 from spannerlm.ledger import Ledger
-from spannerlm.policy import Policy
+from spannerlm.policy import Policy, TruncatedSoftmaxPolicy
 from spannerlm.records import Info, Spec
 from spannerlm.rewards import CompareFunction, RewardFunction
 from spannerlm.run import Result, Run, check_budget, explorer_meta, result_of, spec_meta
@@ -30,7 +30,7 @@ Sources = Mapping[str, RewardFunction | CompareFunction | None]
 
 
 def explore(
-    env: TabularEnvironment | None = None,
+    env: TabularEnvironment | TokenEnvironment | None = None,
     *,
     labels: int,
     explorer: str | Explorer = "directed",
@@ -58,6 +58,9 @@ def explore(
     a loaded back end), ``features`` (see `feature_map`), ``reward`` (a TRL reward function, called with ``columns``,
     each [X], by keyword), either ``beta`` or ``kl``, in nats, and ``generation``: options of the back end's ``load``,
     such as ``max_new_tokens``, ``stop``, ``device``.
+
+    A `TokenEnvironment` answers in sequences of H actions: a draw is a complete sequence for most explorers, and the
+    next action after some prefix for ``multi-turn-spanner``; the history has a ``tokens`` column, which compares them.
 
     With ``feedback="comparison"`` a label says which of two responses is preferred (THEORY 6); one comparison is one
     label. ``compare(prompts, completions, opponents, **columns)`` gives them, [k] numbers from 0 to 1 or None; an
@@ -88,6 +91,8 @@ def explore(
             raise InputError(f"an environment brings its own {', '.join(unused)}: leave them out")
         spec = Spec(env.prompt_probs, env.dim, labels, draws, batch, beta=env.beta, fresh=True)
         spec = replace(spec, feedback=feedback, scale=float(scale), target_regret=target_regret)
+        if isinstance(env, TokenEnvironment):
+            spec = replace(spec, horizon=env.horizon)
         return _explore_environment(env, chosen, spec, seed, run_dir)
     source, wanted = (reward, "reward") if feedback == "scalar" else (compare, "compare")
     if prompts is None or model is None or source is None:
@@ -136,13 +141,16 @@ def _loaded(model: Any, options: dict[str, Any]) -> Any:
 
 
 def _explore_environment(
-    env: TabularEnvironment,
+    env: TabularEnvironment | TokenEnvironment,
     explorer: Explorer,
     spec: Spec,
     seed: int,
     run_dir: Path | str | None,
 ) -> Result:
     def regret(policy: Policy) -> Info:
+        if isinstance(env, TokenEnvironment) and isinstance(policy, TruncatedSoftmaxPolicy):
+            table = env.to_table()  # there is no dynamic programme for it
+            return {"regret": table.regret(policy.table(table))}
         return {"regret": env.regret(policy.table(env))}
 
     scalar = spec.feedback == "scalar"  # the one source that was asked for: no explorer falls back on the other

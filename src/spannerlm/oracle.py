@@ -35,6 +35,15 @@ class TokenOracle(SamplingOracle, Protocol):
     ) -> tuple[Draws, ...]:
         """[m] records of ``n`` draws of the next segment after prompt i and prefix i. Cost: ``n * m`` segments."""
 
+    def joined(self, prompt: int, segments: Sequence[str]) -> str:
+        """The response that these segments make."""
+
+    def complete(self, prompt: int, segments: Sequence[str]) -> bool:
+        """Whether nothing can follow these segments."""
+
+    def tokens(self, draws: Draws) -> int:
+        """Tokens that the draws of one record took."""
+
 
 class RecordedOracle:
     """Draws from stored draws: pi_ref replaced by its empirical distribution. For baselines that share one pool.

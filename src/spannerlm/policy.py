@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from scipy.optimize import brentq
@@ -30,15 +30,31 @@ class FiniteEnvironment(Protocol):
         """[X, Y, d] phi(x, y)."""
 
 
+@runtime_checkable
+class StepEnvironment(Protocol):
+    """What an exact density needs of an environment of H steps: pi_ref [H, S, A] and phi [H, S, A, d]."""
+
+    @property
+    def base_probs(self) -> FloatArray:
+        """[H, S, A] pi_ref,h(a | s)."""
+
+    @property
+    def features(self) -> FloatArray:
+        """[H, S, A, d] phi_h(s, a)."""
+
+    def tilted(self, scores: FloatArray) -> FloatArray:
+        """[H, S, A] step by step, the law of sequences tilted by the sum of these scores [H, S, A] over beta."""
+
+
 class Policy(Protocol):
     """A policy over a frozen base model."""
 
     @property
     def theta(self) -> FloatArray:
-        """[d] reward parameter."""
+        """[d] reward parameter; [H, d], one of each step, where the policy acts step by step."""
 
-    def table(self, env: FiniteEnvironment) -> FloatArray:
-        """[X, Y] probabilities on a finite environment, rows summing to 1."""
+    def table(self, env: FiniteEnvironment | StepEnvironment) -> FloatArray:
+        """[X, Y] probabilities on a finite environment, rows summing to 1; [H, S, A] on one of steps."""
 
 
 def tilt(base_probs: FloatArray, scores: FloatArray, beta: float) -> FloatArray:
@@ -98,9 +114,27 @@ class LinearSoftmaxPolicy:
     """[d]"""
     beta: float
 
-    def table(self, env: FiniteEnvironment) -> FloatArray:
-        """[X, Y] exact probabilities on a finite environment."""
+    def table(self, env: FiniteEnvironment | StepEnvironment) -> FloatArray:
+        """[X, Y] exact probabilities on a finite environment; [H, S, A] on one of steps, where d is H times theirs."""
+        if isinstance(env, StepEnvironment):
+            steps = self.theta.reshape(len(env.base_probs), -1)
+            return env.tilted(np.einsum("hsad,hd->hsa", env.features, steps))
         return tilt(env.base_probs, env.features @ self.theta, self.beta)
+
+
+@dataclass(frozen=True, eq=False)
+class StepSoftmaxPolicy:
+    """pi_h(a | x, prefix) proportional to pi_ref,h exp(<theta_h, phi_h> / beta), step by step (THEORY 5)."""
+
+    theta: FloatArray
+    """[H, d] parameter of each step."""
+    beta: float
+
+    def table(self, env: FiniteEnvironment | StepEnvironment) -> FloatArray:
+        """[H, S, A] exact probabilities. Raises `InputError` for an environment of whole responses."""
+        if not isinstance(env, StepEnvironment):
+            raise InputError(f"env: expected one of steps for a policy of steps, got {type(env).__name__}")
+        return tilt(env.base_probs, np.einsum("hsad,hd->hsa", env.features, self.theta), self.beta)
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,8 +157,13 @@ class TruncatedSoftmaxPolicy:
         norms = np.linalg.norm(relative @ self.root.T, axis=-1)
         return np.where(norms <= self.nu, relative @ self.theta, 0.0)
 
-    def table(self, env: FiniteEnvironment) -> FloatArray:
-        """[X, Y] exact probabilities: the mean over y' ~ pi_ref of the tilts against y'. Time: X Y^2 d."""
+    def table(self, env: FiniteEnvironment | StepEnvironment) -> FloatArray:
+        """[X, Y] exact probabilities: the mean over y' ~ pi_ref of the tilts against y'. Time: X Y^2 d.
+
+        Raises `InputError` for an environment of steps: where a pair lies in the span is no sum over steps.
+        """
+        if isinstance(env, StepEnvironment):
+            raise InputError("env: expected whole responses for a truncated policy, got steps: pass env.to_table()")
         table = np.zeros_like(env.base_probs)
         for x, (base, features) in enumerate(zip(env.base_probs, env.features, strict=True)):
             for anchor in np.flatnonzero(base):

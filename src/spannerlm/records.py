@@ -33,7 +33,9 @@ class Draws:
     counts: IntArray
     """[n] how often each was drawn; ``counts.sum()`` oracle queries were spent."""
     features: FloatArray
-    """[n, d] phi(x, y) of each response, not centred."""
+    """[n, d] phi(x, y) of each response, not centred; phi_h of each segment where there is a prefix."""
+    prefix: tuple[str, ...] | None = None
+    """Segments after which these, the responses, were drawn as the next one; None where they are complete."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,6 +83,8 @@ class Spec:
     """s of comparisons, in reward units: P(y preferred to y') = sigmoid((r - r') / s). Only theta / s is identified."""
     target_regret: float | None = None
     """Predicted regret at which to stop before the labels are spent, in reward units; None: spend them all."""
+    horizon: int | None = None
+    """H where the oracle can extend prefixes: ``dim`` is then H d, phi_h in the h-th block; None: whole answers."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,13 +108,29 @@ class Tilt:
 
 
 @dataclass(frozen=True, eq=False)
+class StepTilt:
+    """A step-by-step score to roll out with: at step h one of the draws is kept, odds exp(<theta_h, phi> / beta)."""
+
+    theta: FloatArray
+    """[H, d] parameter of each step (THEORY 5)."""
+    beta: float
+    """KL temperature."""
+
+
+@dataclass(frozen=True, eq=False)
 class DrawRequest:
-    """Draw ``n`` responses for each prompt; with a ``tilt``, one response that its sampler accepts."""
+    """Draw ``n`` responses for each prompt; with a ``tilt``, one response that its sampler accepts.
+
+    With ``prefixes``, ``n`` next segments after prompt i and prefix i instead; with a ``StepTilt`` on top, one of them
+    is kept, ``n`` are drawn after it, and so on to the end: one complete sequence per prompt, every draw returned.
+    """
 
     prompts: tuple[int, ...]
     n: int
-    tilt: Tilt | None = None
+    tilt: Tilt | StepTilt | None = None
     info: Info = field(default_factory=dict)
+    prefixes: tuple[tuple[str, ...], ...] | None = None
+    """[m] segments to go on from; None: complete responses."""
 
 
 @dataclass(frozen=True)
@@ -164,6 +184,17 @@ class Label:
     """The other response of a comparison; None for a reward."""
 
 
+@dataclass(frozen=True)
+class Rollout:
+    """A complete sequence that was put together step by step."""
+
+    prompt: int
+    segments: tuple[str, ...]
+    """Those of the prefix it went on from included."""
+    response: str
+    """The text that they make."""
+
+
 @dataclass(frozen=True, eq=False)
 class Drawn:
     """Outcome of a draw request, or draws from elsewhere."""
@@ -175,6 +206,10 @@ class Drawn:
     exhausted: tuple[bool, ...] = ()
     """[m] with a tilt: whether the sampler ran out and fell back to a base draw."""
     info: Info = field(default_factory=dict)
+    paths: tuple[Rollout, ...] = ()
+    """[m] the complete sequences of a step-by-step roll-out."""
+    tokens: int = 0
+    """Tokens generated; 0 where the oracle counts none."""
 
 
 @dataclass(frozen=True, eq=False)

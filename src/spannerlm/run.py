@@ -11,14 +11,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, is_dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 
 from spannerlm.errors import InDoubtError, InputError, RewardError
 from spannerlm.explorers import Explorer
 from spannerlm.ledger import Claim, Counts, Ledger
-from spannerlm.oracle import SamplingOracle
+from spannerlm.oracle import SamplingOracle, TokenOracle
 from spannerlm.policy import Policy, TruncatedSoftmaxPolicy
 from spannerlm.records import (
     Drawn,
@@ -37,6 +37,7 @@ from spannerlm.records import (
 )
 from spannerlm.rewards import CompareFunction, RewardFunction, call_comparison, call_reward, is_pure
 from spannerlm.samplers import Accepted, softmax_sampler
+from spannerlm.stepwise import rolled
 
 Measure = Callable[[Policy], Info]
 """What a row of the history says of a policy beyond its costs: its regret, its value."""
@@ -65,7 +66,7 @@ class Result:
 
     @property
     def theta(self) -> FloatArray:
-        """[d] the learned reward parameter."""
+        """[d] the learned reward parameter; [H, d], one of each step, where the explorer acts step by step."""
         return self.policy.theta
 
 
@@ -117,6 +118,7 @@ class Run:
         self.labels_seen: list[tuple[Label, FloatArray]] = []
         self.reason = ""
         self._rows: dict[tuple[int, str], FloatArray] = {}
+        self._segments: dict[tuple[int, tuple[str, ...]], dict[str, FloatArray]] = {}
 
     # --- the fold ---------------------------------------------------------------------------------------------------
 
@@ -184,8 +186,14 @@ class Run:
             self.reason, self._stop = event.reason, event
         if isinstance(event, Drawn):
             for draws in event.draws:
+                if draws.prefix is not None:
+                    self._segments.setdefault((draws.prompt, draws.prefix), {}).update(
+                        zip(draws.responses, draws.features, strict=True)
+                    )
+                    continue
                 for response, phi in zip(draws.responses, draws.features, strict=True):
                     self._rows.setdefault((draws.prompt, response), phi)
+            self._fold_paths(event)
         if purpose == "evaluate":
             if isinstance(event, Drawn):
                 self.evaluation_draws = event.draws
@@ -193,7 +201,7 @@ class Run:
                 self.evaluation_labels = event
             return
         if isinstance(event, Drawn) and not event.exhausted and not event.info.get("enumerate"):
-            self.exploration_draws += event.draws
+            self.exploration_draws += [draws for draws in event.draws if draws.prefix is None]
         if isinstance(event, Labelled):
             self.labels_seen += [(a, phi) for a, phi in zip(event.labels, event.features, strict=True) if a.charged]
         with self.stopwatch.part("explorer"):
@@ -203,6 +211,14 @@ class Run:
         if isinstance(event, Labelled):
             self._row(counts)
 
+    def _fold_paths(self, event: Drawn) -> None:
+        """Features of the complete sequences that were rolled out: each step's in its own block of d."""
+        for path in event.paths:
+            steps = [self._segments[path.prompt, path.segments[:h]][s] for h, s in enumerate(path.segments)]
+            phi = np.zeros(self.spec.dim)  # a sequence may end before step H
+            phi[: sum(map(len, steps))] = np.concatenate(steps)
+            self._rows.setdefault((path.prompt, path.response), phi)
+
     def _row(self, counts: Counts) -> None:
         """Add a row to the history, unless this number of labels has one."""
         if self.history and self.history[-1]["labels"] == counts.labels:
@@ -211,7 +227,10 @@ class Run:
             policy, progress = self.explorer.policy(self.state), self.explorer.progress(self.state)
         with self.stopwatch.part("evaluation"):
             measured = self.measure(policy)
-        self.history.append({"labels": counts.labels, "draws": counts.draws, **measured, **progress})
+        spent = {"labels": counts.labels, "draws": counts.draws}
+        if hasattr(self.oracle, "tokens"):
+            spent["tokens"] = counts.tokens
+        self.history.append({**spent, **measured, **progress})
 
     # --- execution --------------------------------------------------------------------------------------------------
 
@@ -221,15 +240,34 @@ class Run:
             if request.info.get("enumerate"):
                 draws = self._enumerate(request)
                 return Drawn(draws, sum(len(record.responses) for record in draws), info=request.info)
+            if request.prefixes is not None:
+                return rolled(self._token_oracle(), request, rng=rng)
             if request.tilt is None:
                 draws = self.oracle.draw(request.prompts, request.n, rng=rng)
-                return Drawn(draws, request.n * len(request.prompts), info=request.info)
-            accepted = [self._accept(x, request.tilt, i, rng) for i, x in enumerate(request.prompts)]
+                return Drawn(draws, request.n * len(request.prompts), info=request.info, tokens=self._tokens(draws))
+            assert isinstance(request.tilt, Tilt)  # a step tilt has prefixes
+            seen: list[Draws] = []
+            accepted = [self._accept(x, request.tilt, i, rng, seen) for i, x in enumerate(request.prompts)]
         draws = tuple(
             Draws(x, a.responses, np.ones(1, dtype=np.int64), a.features)
             for x, a in zip(request.prompts, accepted, strict=True)
         )
-        return Drawn(draws, sum(a.spent for a in accepted), tuple(a.exhausted for a in accepted), request.info)
+        spent, exhausted = sum(a.spent for a in accepted), tuple(a.exhausted for a in accepted)
+        return Drawn(draws, spent, exhausted, request.info, tokens=self._tokens(seen))
+
+    def _tokens(self, draws: Sequence[Draws]) -> int:
+        """Tokens of these draws; 0 where the oracle counts none."""
+        counted = getattr(self.oracle, "tokens", None)
+        return 0 if counted is None else sum(map(counted, draws))
+
+    def _token_oracle(self) -> TokenOracle:
+        """The oracle, if it can extend prefixes; else `InputError`."""
+        if not hasattr(self.oracle, "extend"):
+            raise InputError(
+                f"explorer: {self.explorer.name} needs an oracle that can go on after a prefix, got "
+                f"{type(self.oracle).__name__}: choose another explorer, or a token environment"
+            )
+        return cast(TokenOracle, self.oracle)
 
     def _enumerate(self, request: DrawRequest) -> tuple[Draws, ...]:
         """[m] every response of each prompt, at most ``n``; `InputError` where the oracle cannot list them."""
@@ -242,10 +280,16 @@ class Run:
         found: tuple[Draws, ...] = listing(request.prompts, request.n)
         return found
 
-    def _accept(self, prompt: int, tilt: Tilt, row: int, rng: np.random.Generator) -> Accepted:
+    def _accept(self, prompt: int, tilt: Tilt, row: int, rng: np.random.Generator, seen: list[Draws]) -> Accepted:
+        """One response that the sampler accepts; every draw that it looks at is added to ``seen``."""
         policy = TruncatedSoftmaxPolicy(tilt.theta, tilt.beta, tilt.root, tilt.nu)
+
+        def draw(n: int) -> Draws:
+            seen.append(self.oracle.draw([prompt], n, rng=rng)[0])
+            return seen[-1]
+
         return softmax_sampler(
-            lambda n: self.oracle.draw([prompt], n, rng=rng)[0],
+            draw,
             lambda phi: policy.scores(phi, tilt.anchors[row]) / tilt.beta,
             bound=tilt.bound,
             delta=tilt.delta,
@@ -340,7 +384,7 @@ def spec_meta(spec: Spec, seed: int) -> dict[str, Any]:
     What came later is named only where it is not the default, so that runs begun before it are still resumed.
     """
     names = ["labels", "draws", "batch", "beta", "kl", "fresh", "dim"]
-    later = ("feedback", "scale", "target_regret")
+    later = ("feedback", "scale", "target_regret", "horizon")
     names += [name for name in later if getattr(spec, name) != getattr(Spec, name)]
     return {"seed": seed, **{name: getattr(spec, name) for name in names}}
 

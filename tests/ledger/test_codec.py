@@ -11,7 +11,7 @@ from hypothesis.extra.numpy import array_shapes, arrays
 
 from spannerlm.errors import InputError, LedgerCorruptError
 from spannerlm.ledger import codec
-from spannerlm.records import DrawRequest, LabelItem, LabelRequest, StopRequest, Tilt
+from spannerlm.records import DrawRequest, LabelItem, LabelRequest, StepTilt, StopRequest, Tilt
 
 ANY_TEXT = st.text(st.characters(codec=None, exclude_categories=()))
 PLAIN_NAME = st.text(st.characters(exclude_categories=["Cs"])).filter(lambda name: not name.startswith("$"))
@@ -142,6 +142,8 @@ REQUESTS = [
         Tilt(np.array([0.1, 2.0]), 0.2, np.ones((2, 2)), np.array([[1.0, 0.1], [0.0, 2.0]]), 0.3, 4.0, 0.05),
         {},
     ),
+    DrawRequest((3, 1), 7, None, {}, ((), ("a", "\ud800"))),
+    DrawRequest((3, 1), 7, StepTilt(np.array([[0.1, 2.0]]), 0.2), {}, (("",), ("a", "b"))),
     LabelRequest((LabelItem(0, "\ud800"), LabelItem(5, "", True), LabelItem(1, "", True, "\ud800")), {"theta": [0.1]}),
     StopRequest("certified", {"width": float("inf")}),
 ]
@@ -156,10 +158,11 @@ def test_requests_come_back_field_by_field(request_):
 
 def test_every_field_of_the_records_is_tried_above():
     """A field added to a record must not be lost in silence: give it a value in REQUESTS that is not its default."""
-    for kind in (DrawRequest, Tilt, LabelRequest, LabelItem, StopRequest):
+    for kind in (DrawRequest, Tilt, StepTilt, LabelRequest, LabelItem, StopRequest):
         known = {
-            DrawRequest: {"prompts", "n", "tilt", "info"},
+            DrawRequest: {"prompts", "n", "tilt", "info", "prefixes"},
             Tilt: {"theta", "beta", "anchors", "root", "nu", "bound", "delta"},
+            StepTilt: {"theta", "beta"},
             LabelRequest: {"items", "info"},
             LabelItem: {"prompt", "response", "fresh", "opponent"},
             StopRequest: {"reason", "info"},

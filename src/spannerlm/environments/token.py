@@ -176,10 +176,25 @@ class TokenEnvironment:
             paths = parsed([prefixes[row] for row in rows.tolist()], length, self.actions)
             states[rows] = walk(self.next_state, starts[rows], paths)[:, -1]
         records = []
-        for x, h, s, counts in zip(starts, steps, states, rng.multinomial(n, self._laws[steps, states]), strict=True):
+        drawn = rng.multinomial(n, self._laws[steps, states])  # [m, A]
+        for x, prefix, h, s, counts in zip(starts, prefixes, steps, states, drawn, strict=True):
             seen = np.flatnonzero(counts)
-            records.append(Draws(int(x), tuple(map(str, seen)), counts[seen], self.features[h, s, seen]))
+            phi = self.features[h, s, seen]
+            records.append(Draws(int(x), tuple(map(str, seen)), counts[seen], phi, tuple(prefix)))
         return tuple(records)
+
+    def joined(self, prompt: int, segments: Sequence[str]) -> str:  # noqa: ARG002
+        """The text of a sequence of these actions, whatever the prompt."""
+        return " ".join(segments)
+
+    def complete(self, prompt: int, segments: Sequence[str]) -> bool:  # noqa: ARG002
+        """Whether these are all H actions, whatever the prompt."""
+        return len(segments) == self.horizon
+
+    def tokens(self, draws: Draws) -> int:
+        """Tokens that these draws took: of one action where they have a prefix, else of H."""
+        steps = self.horizon if draws.prefix is None else 1
+        return int(draws.counts.sum()) * steps * self.tokens_per_action
 
     def reward(self, seed: int) -> NoisyReward:
         """The rater of complete sequences: sum of step rewards plus noise keyed by (seed, prompt, text, replicate)."""

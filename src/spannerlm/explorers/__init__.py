@@ -13,6 +13,7 @@ from spannerlm.explorers.coreset import Coreset
 from spannerlm.explorers.directed import Directed
 from spannerlm.explorers.epsilon_greedy import EpsilonGreedy
 from spannerlm.explorers.linucb import LinUCB
+from spannerlm.explorers.multi_turn import MultiTurnSpanner
 from spannerlm.explorers.online_dpo import OnlineDPO
 from spannerlm.explorers.passive import Passive
 from spannerlm.explorers.protocol import Explorer
@@ -37,6 +38,8 @@ EXPLORERS: dict[str, Callable[..., Explorer]] = {
     "linucb-enumerate": LinUCB,
 }
 """Name -> function that builds the explorer with its defaults."""
+STEP_EXPLORERS: dict[str, Callable[..., Explorer]] = {"multi-turn-spanner": MultiTurnSpanner}
+"""The same of those that act step by step: they need an oracle that can go on after a prefix (THEORY 5)."""
 
 
 def explorer_by_name(explorer: str | Explorer, settings: Mapping[str, Any] | None = None) -> Explorer:
@@ -46,18 +49,20 @@ def explorer_by_name(explorer: str | Explorer, settings: Mapping[str, Any] | Non
     """
     if not isinstance(explorer, str):
         return explorer
-    if explorer not in EXPLORERS:
-        raise InputError(f"explorer: expected one of {', '.join(sorted(EXPLORERS))}, got {explorer!r}")
+    every = {**EXPLORERS, **STEP_EXPLORERS}
+    if explorer not in every:
+        raise InputError(f"explorer: expected one of {', '.join(sorted(every))}, got {explorer!r}")
     try:
-        return EXPLORERS[explorer](**(settings or {}))
+        return every[explorer](**(settings or {}))
     except TypeError as error:
         unknown = str(error).rpartition("argument ")[2]
-        known = ", ".join(field.name for field in fields(EXPLORERS[explorer]()))  # type: ignore[arg-type]
+        known = ", ".join(field.name for field in fields(every[explorer]()))  # type: ignore[arg-type]
         raise InputError(f"explorer_settings: expected some of {known} for {explorer!r}, got {unknown}") from error
 
 
 __all__ = [
     "EXPLORERS",
+    "STEP_EXPLORERS",
     "XPO",
     "ActivePreference",
     "AdaptiveSpannerSampling",
@@ -67,6 +72,7 @@ __all__ = [
     "EpsilonGreedy",
     "Explorer",
     "LinUCB",
+    "MultiTurnSpanner",
     "OnlineDPO",
     "Passive",
     "RandomSingles",

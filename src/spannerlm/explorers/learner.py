@@ -114,7 +114,7 @@ class Learner:
         moments = self.moments
         counts, sums, outer = moments.counts.copy(), moments.sums.copy(), moments.outer
         if not event.exhausted and not event.info.get("enumerate"):  # others say nothing of the base model's moments
-            for draws in event.draws:
+            for draws in (record for record in event.draws if record.prefix is None):
                 counts[draws.prompt] += draws.counts.sum()
                 sums[draws.prompt] += draws.counts @ draws.features
                 outer = outer + (draws.features * draws.counts[:, None]).T @ draws.features

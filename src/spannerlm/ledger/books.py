@@ -42,6 +42,10 @@ class Counts:
     """T_data: labels bought to learn, each with a value."""
     eval_draws: int = 0
     """Oracle draws spent to evaluate."""
+    tokens: int = 0
+    """Tokens drawn to learn; 0 where the oracle counts none."""
+    eval_tokens: int = 0
+    """Tokens drawn to evaluate; 0 where the oracle counts none."""
     eval_labels: int = 0
     """Labels bought to evaluate."""
     skips: int = 0
@@ -138,6 +142,8 @@ class Books:
             self._claim(k, body)
         elif kind == "drawn":
             self.tally["draws" if self.purposes[k] == "explore" else "eval_draws"] += body["spent"]
+            if "tokens" in body:
+                self.tally["tokens" if self.purposes[k] == "explore" else "eval_tokens"] += body["tokens"]
             self.current = None
         elif kind == "labelled":
             self.current = None

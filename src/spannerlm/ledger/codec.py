@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spannerlm.errors import InputError, LedgerCorruptError
-from spannerlm.records import DrawRequest, FloatArray, LabelItem, LabelRequest, Request, StopRequest, Tilt
+from spannerlm.records import DrawRequest, FloatArray, LabelItem, LabelRequest, Request, StepTilt, StopRequest, Tilt
 
 TEXT_LIMIT = 16 * 2**20
 """Largest single text in UTF-8 bytes: beyond any model's context, and far below SQLite's limit of 1 GB a row."""
@@ -178,7 +178,19 @@ def request_parts(request: Request) -> tuple[Json, tuple[FloatArray, ...]]:
         return {"type": "label", "items": items, "info": info}, ()
     prompts = [int(prompt) for prompt in request.prompts]
     scalars, arrays = (None, ()) if request.tilt is None else _tilt_parts(request.tilt, len(prompts))
-    return {"type": "draw", "prompts": prompts, "n": int(request.n), "tilt": scalars, "info": info}, arrays
+    body: Json = {"type": "draw", "prompts": prompts, "n": int(request.n), "tilt": scalars, "info": info}
+    if request.prefixes is not None:  # a request for whole responses is written as it was before there were prefixes
+        body["prefixes"] = _prefix_parts(request.prefixes, len(prompts))
+    return body, arrays
+
+
+def _prefix_parts(prefixes: Sequence[tuple[str, ...]], m: int) -> list[list[str]]:
+    if len(prefixes) != m:
+        raise InputError(f"prefixes [m]: expected {m}, one per prompt, got {len(prefixes)}")
+    for i, prefix in enumerate(prefixes):
+        for segment in prefix:
+            check_text(segment, f"prefixes[{i}]")
+    return [list(prefix) for prefix in prefixes]
 
 
 def _item_parts(item: LabelItem, number: int) -> list[Any]:
@@ -201,7 +213,9 @@ def items_from(body: Json) -> tuple[LabelItem, ...]:
     return tuple(LabelItem(*parts) for parts in body["items"])
 
 
-def _tilt_parts(tilt: Tilt, m: int) -> tuple[Json, tuple[FloatArray, ...]]:
+def _tilt_parts(tilt: Tilt | StepTilt, m: int) -> tuple[Json, tuple[FloatArray, ...]]:
+    if isinstance(tilt, StepTilt):
+        return {"beta": float(tilt.beta)}, (as_float64(tilt.theta, (None, None), "tilt.theta [H, d]"),)
     theta = as_float64(tilt.theta, (None,), "tilt.theta [d]")
     anchors = as_float64(tilt.anchors, (m, len(theta)), "tilt.anchors [m, d]")
     root = as_float64(tilt.root, (None, len(theta)), "tilt.root [d, d]")
@@ -215,8 +229,11 @@ def request_from(body: Json, arrays: Sequence[FloatArray]) -> Request:
         return StopRequest(body["reason"], body["info"])
     if body["type"] == "label":
         return LabelRequest(items_from(body), body["info"])
-    request = DrawRequest(tuple(body["prompts"]), body["n"], None, body["info"])
+    prefixes = tuple(map(tuple, body["prefixes"])) if "prefixes" in body else None
+    request = DrawRequest(tuple(body["prompts"]), body["n"], None, body["info"], prefixes)
     if body["tilt"] is None:
         return request
+    if len(arrays) == 1:
+        return replace(request, tilt=StepTilt(theta=arrays[0], **body["tilt"]))
     theta, anchors, root = arrays
     return replace(request, tilt=Tilt(theta=theta, anchors=anchors, root=root, **body["tilt"]))

@@ -36,7 +36,7 @@ from spannerlm.ledger.claims import Claim, Failed, answer_of, claim_of, identiti
 from spannerlm.ledger.codec import Json, as_float64, canonical, check_text, plain_info, request_from, request_parts
 from spannerlm.ledger.history import Entry, History
 from spannerlm.ledger.journal import DATABASE, Journal, Trace, no_trace
-from spannerlm.records import Drawn, Draws, Event, FloatArray, Label, Labelled, Request, StopRequest
+from spannerlm.records import Drawn, Draws, Event, FloatArray, Label, Labelled, Request, Rollout, StopRequest
 
 __all__ = ["Claim", "Counts", "Entry", "Failed", "Ledger", "Verification"]
 
@@ -190,8 +190,13 @@ class Ledger:
         if len({record.features.shape[1] for record in draws}) > 1:
             raise InputError("features [n, d]: d differs between the draws of one outcome")
         exhausted = tuple(bool(flag) for flag in drawn.exhausted)
-        plain = Drawn(draws, int(drawn.spent), exhausted, plain_info(drawn.info))
+        paths = tuple(Rollout(int(path.prompt), tuple(path.segments), path.response) for path in drawn.paths)
+        plain = Drawn(draws, int(drawn.spent), exhausted, plain_info(drawn.info), paths, int(drawn.tokens))
         body: Json = {"spent": plain.spent, "exhausted": list(exhausted), "info": plain.info}
+        if paths:
+            body["paths"] = [[path.prompt, list(path.segments), path.response] for path in paths]
+        if plain.tokens:
+            body["tokens"] = plain.tokens
         self._books.apply(self._history.append_drawn(k, body, draws), "drawn", k, body)
         return plain
 
@@ -366,7 +371,7 @@ class Ledger:
         same = features is record.features and counts is record.counts and counts.dtype == np.int64
         if same and type(record.prompt) is int:
             return record
-        return Draws(int(record.prompt), tuple(record.responses), counts.astype(np.int64), features)
+        return Draws(int(record.prompt), tuple(record.responses), counts.astype(np.int64), features, record.prefix)
 
     def _may_resend(self, position: int) -> bool:
         bought = self._books.lines[position]

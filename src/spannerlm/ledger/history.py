@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from spannerlm.ledger.books import Books, Counts
 from spannerlm.ledger.codec import Json, canonical, compact, pack, parse, request_from, unpack
 from spannerlm.ledger.journal import Journal, Row
 from spannerlm.ledger.shards import Shard, read_shard, split_draws, write_shard
-from spannerlm.records import Drawn, Draws, Event, FloatArray, Labelled, Request
+from spannerlm.records import Drawn, Draws, Event, FloatArray, Labelled, Request, Rollout
 
 DRAWS = "draws"
 """Folder of the shards within a run directory."""
@@ -60,6 +60,8 @@ class History:
         """Return the sequence number of a new ``drawn`` row with these draws, durable: a shard before its row."""
         body = {**body, "prompts": [record.prompt for record in draws]}
         body["sizes"] = [len(record.responses) for record in draws]
+        if any(record.prefix is not None for record in draws):
+            body["after"] = _after(draws, body.get("paths", ()))
         if self.directory is None:
             seq = self.journal.append("drawn", k, canonical(body))
             self._kept[seq] = tuple(draws)
@@ -98,7 +100,8 @@ class History:
                 yield _line("request", k=row.k, request=body, arrays=[_digest(array) for array in self._arrays(row)])
             elif isinstance(event, Drawn):
                 yield from (_draws_line(row.k, record) for record in event.draws)
-                yield _line("drawn", k=row.k, **{name: body[name] for name in ("spent", "exhausted", "info")})
+                names = ("spent", "exhausted", "info", "paths", "tokens")
+                yield _line("drawn", k=row.k, **{name: body[name] for name in names if name in body})
             elif isinstance(event, Labelled):
                 yield from _label_lines(row.k, books)
                 yield _line("labelled", k=row.k, info=body["info"], features=_digest(event.features))
@@ -116,7 +119,9 @@ class History:
         if row.kind == "request":
             return request_from(body, self._arrays(row))
         if row.kind == "drawn":
-            return Drawn(self._draws(row, body), body["spent"], tuple(body["exhausted"]), body["info"])
+            paths = tuple(Rollout(x, tuple(segments), text) for x, segments, text in body.get("paths", ()))
+            tokens = body.get("tokens", 0)
+            return Drawn(self._draws(row, body), body["spent"], tuple(body["exhausted"]), body["info"], paths, tokens)
         if row.kind == "labelled":
             return Labelled(books.labels(), self._arrays(row)[0], body["info"])
         return None
@@ -133,8 +138,35 @@ class History:
             return kept
         prompts, sizes = body["prompts"], body["sizes"]
         if "shard" in body:
-            return read_shard(self.directory / DRAWS, Shard(**body["shard"]), prompts, sizes)
-        return split_draws(prompts, sizes, body["responses"], body["counts"], self._arrays(row)[0])
+            draws = read_shard(self.directory / DRAWS, Shard(**body["shard"]), prompts, sizes)
+        else:
+            draws = split_draws(prompts, sizes, body["responses"], body["counts"], self._arrays(row)[0])
+        if "after" not in body:
+            return draws
+        prefixes = [_before(after, body.get("paths", ())) for after in body["after"]]
+        return tuple(replace(record, prefix=prefix) for record, prefix in zip(draws, prefixes, strict=True))
+
+
+def _after(draws: Sequence[Draws], paths: Sequence[Any]) -> list[Any]:
+    """Return each record's prefix: None, its segments, or [path, steps] where it is the start of a path.
+
+    A roll-out of H steps has prefixes of 0 .. H - 1 segments: written out, they would take H^2 / 2.
+    """
+    starts = {tuple(path[:step]): [i, step] for i, (_, path, _) in enumerate(paths) for step in range(len(path))}
+    found: list[Any] = []
+    for record in draws:
+        prefix = record.prefix
+        found.append(None if prefix is None else starts.get(prefix, list(prefix)))
+    return found
+
+
+def _before(after: Any, paths: Sequence[Any]) -> tuple[str, ...] | None:
+    """Return the prefix that ``_after`` wrote."""
+    if after is None:
+        return None
+    if after and isinstance(after[0], int):
+        return tuple(paths[after[0]][1][: after[1]])
+    return tuple(after)
 
 
 def _stacked(draws: Sequence[Draws]) -> FloatArray:
