@@ -42,6 +42,8 @@ SAMPLES = 64
 """Posterior draws whose policies are compared with the learned one."""
 MARGIN = 2.0
 """By how much the predicted regret must lie below the one that was asked for."""
+LOOKS = 2
+"""How often in a row, each time after further labels: one look can be lucky."""
 LEAST = 1e-3
 """Radius below which nothing is worth a label: a pair of sequences labelled a million times."""
 
@@ -64,6 +66,13 @@ class Foresight:
     sampled: float
     """Mean over posterior draws of beta times the KL of the policy from theirs, along trunks: right for large errors
     too."""
+    labels: int
+    """After how many."""
+
+    @property
+    def worse(self) -> float:
+        """The larger of the two."""
+        return max(self.expected, self.sampled)
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,8 +94,14 @@ class TrunkState:
     """By prompt and response, what labels were or are to be asked for."""
     cores: tuple[Core, ...] = ()
     fit: PathFit | None = None
+    bold: bool = True
+    """Whether this round of trunks explores with the parameters that believe the labels as they are: every second."""
+    rechecked: bool = False
+    """Whether the core pairs were looked at since the last trunks."""
     ahead: Foresight | None = None
-    """From trunks of the current fit; None where it has none yet."""
+    """From the last trunks that the policy rolled out; None before the first."""
+    calm: int = 0
+    """Looks ahead in a row, each after further labels, that saw less regret than the run may leave."""
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -98,6 +113,10 @@ class TrunkState:
     def theta(self) -> FloatArray:
         """[H, d]; 0 before the first label."""
         return np.zeros(self.shape) if self.fit is None else self.fit.theta
+
+    def rolled(self, bold: bool) -> FloatArray:
+        """[H, d] what a round rolls out with."""
+        return self.fit.bold if self.fit is not None and bold else self.theta
 
     @property
     def beta(self) -> float:
@@ -149,19 +168,19 @@ class MultiTurnSpanner:
     def decide(self, state: TrunkState, *, rng: np.random.Generator) -> Request:
         """Branches that are planned, then labels that are, then trunks."""
         learner, spec = state.learner, state.learner.spec
-        target, ahead = spec.target_regret, state.ahead
-        if target is not None and ahead is not None and MARGIN * max(ahead.expected, ahead.sampled) <= target:
+        target = spec.target_regret
+        if target is not None and state.calm >= LOOKS:
             return StopRequest(f"predicted regret below {target:g}", self.progress(state))
         if learner.labels_left <= 0:
             return StopRequest("labels spent", self.progress(state))
         if state.nu < LEAST:
             return StopRequest("nothing left to tell apart", self.progress(state))
-        tilted = StepTilt(state.theta, state.beta)
         if state.branches:
             steps = sum(state.shape[0] - len(prefix) for _, prefix in state.branches)
             if steps * self.draws <= learner.draws_left:
                 prompts, prefixes = zip(*state.branches, strict=True)
                 info = {"phase": "branch", "starts": [len(prefix) for prefix in prefixes]}
+                tilted = StepTilt(state.rolled(state.bold), state.beta)
                 return DrawRequest(prompts, self.draws, tilted, info, prefixes)
         if state.waiting:
             paths = state.waiting[: spec.batch]
@@ -171,13 +190,20 @@ class MultiTurnSpanner:
             return StopRequest("draws spent", self.progress(state))
         rho = np.asarray(spec.prompt_probs) / np.sum(spec.prompt_probs)
         chosen = tuple(int(x) for x in rng.choice(len(rho), self.trunks, p=rho))
-        return DrawRequest(chosen, self.draws, tilted, {"phase": "trunk"}, ((),) * len(chosen))
+        info = {"phase": "trunk", "bold": not state.bold}
+        tilted = StepTilt(state.rolled(not state.bold), state.beta)
+        return DrawRequest(chosen, self.draws, tilted, info, ((),) * len(chosen))
 
     def absorb(self, state: TrunkState, event: Event) -> TrunkState:
         """The state after an event; roll-outs are tested, labels fitted."""
         state = replace(state, learner=state.learner.absorb(event))
-        if isinstance(event, DrawRequest) and event.info.get("phase") == "branch":
-            return replace(state, branches=())
+        if isinstance(event, DrawRequest):
+            branch = event.info.get("phase") == "branch"
+            return (
+                replace(state, branches=())
+                if branch
+                else replace(state, bold=bool(event.info["bold"]), rechecked=False)
+            )
         if isinstance(event, LabelRequest):
             known = {(item.prompt, item.response) for item in event.items}
             kept = tuple(path for path in state.waiting if (path.prompt, path.response) not in known)
@@ -203,7 +229,11 @@ class MultiTurnSpanner:
         if state.fit is not None:
             info |= {"noise_std": state.fit.noise_std, "normaliser_std": state.fit.normaliser_std}
         if state.ahead is not None:
-            info |= {"predicted_regret": state.ahead.expected, "predicted_regret_wide": state.ahead.sampled}
+            info |= {
+                "predicted_regret": state.ahead.expected,
+                "predicted_regret_wide": state.ahead.sampled,
+                "predicted_at": state.ahead.labels,
+            }
         return info
 
     # --- roll-outs --------------------------------------------------------------------------------------------------
@@ -216,8 +246,8 @@ class MultiTurnSpanner:
             state = self._with_labels(state, event.paths)
             state, _ = self._tested(state, event.paths, event.info["starts"], self.nu)
             return state
-        if state.fit is not None:
-            state = replace(state, ahead=foresight(state, event.paths))
+        if state.fit is not None and not state.bold:
+            state = self._looked(state, foresight(state, event.paths))
         found: tuple[Rollout, ...] = ()
         while not found and state.nu >= LEAST and state.free >= 2:
             state, found = self._tested(state, event.paths, [0] * len(event.paths), state.nu)
@@ -225,6 +255,14 @@ class MultiTurnSpanner:
         if state.free == 1 and not found:  # one label is left: too few for a pair
             found = event.paths[:1]
         return self._with_labels(state, found)
+
+    @staticmethod
+    def _looked(state: TrunkState, ahead: Foresight) -> TrunkState:
+        target = state.learner.spec.target_regret
+        if target is None or MARGIN * ahead.worse > target:
+            return replace(state, ahead=ahead, calm=0)
+        again = state.ahead is not None and state.ahead.labels == ahead.labels
+        return replace(state, ahead=ahead, calm=state.calm if again else state.calm + 1)
 
     def _with_labels(self, state: TrunkState, paths: Sequence[Rollout]) -> TrunkState:
         asked = {**state.asked, **{(path.prompt, path.response): path for path in paths}}
@@ -269,22 +307,26 @@ class MultiTurnSpanner:
         paths = Paths.of(state.store, labelled, state.shape)
         prompts = len(state.learner.spec.prompt_probs)
         fit = fit_paths(paths, np.array(values), state.beta, state.theta, prompts)
-        state = replace(state, labelled=labelled, values=values, fit=fit, ahead=None)
-        return state if state.waiting or state.branches else self._rechecked(state)
+        state = replace(state, labelled=labelled, values=values, fit=fit)
+        return state if state.waiting or state.branches or state.rechecked else self._rechecked(state)
 
     def _rechecked(self, state: TrunkState) -> TrunkState:
-        """Core pairs of the past that the new fit knows less well than ``nu``: rolled out again, without new trunks."""
+        """Core pairs of the past that the new fit knows less well than ``nu``: one of the two rolled out again, the one
+        that tells more, without new trunks; once between two rounds of trunks."""
         design = Design.of(state)
         branches: list[tuple[int, tuple[str, ...]]] = []
+        theta = state.rolled(state.bold)
         for core in state.cores:
             x, prefix = core.place
             choice = state.store.choices[core.place]
-            kept, other = choice.segments.index(core.kept), choice.segments.index(core.other)
-            relative = (choice.features[other] - choice.features[kept])[None]
-            if design.squares(len(prefix), relative)[0] > self.nu**2 and len(branches) < state.free:
-                branches.append((x, (*prefix, core.other)))
-                design = design.with_pair(len(prefix), relative[0])
-        return replace(state, branches=tuple(branches))
+            pair = [choice.segments.index(core.kept), choice.segments.index(core.other)]
+            relative = choice.features[pair[1]] - choice.features[pair[0]]
+            if design.squares(len(prefix), relative[None])[0] > self.nu**2 and len(branches) < state.free:
+                mean = choice.tilted(theta[len(prefix)], state.beta) @ choice.features
+                side = int(np.argmax([design.told(len(prefix), relative, choice.features[k] - mean) for k in pair]))
+                branches.append((x, (*prefix, choice.segments[pair[side]])))
+                design = design.with_label(len(prefix), choice.features[pair[side]] - mean)
+        return replace(state, branches=tuple(branches), rechecked=True)
 
 
 @dataclass(frozen=True, eq=False)
@@ -304,10 +346,11 @@ class Design:
         horizon, dim = state.shape
         known = np.zeros((horizon * dim, horizon * dim))
         if rollouts:
-            jacobian = Paths.of(state.store, rollouts, state.shape).at(state.theta, state.beta).jacobian()
+            jacobian = Paths.of(state.store, rollouts, state.shape).at(state.rolled(state.bold), state.beta).jacobian()
             owners = np.array([path.prompt for path in rollouts])
             known = information(jacobian, owners, len(state.learner.spec.prompt_probs), INTERCEPT)
-        return cls(np.linalg.inv(known + RIDGE * typical(state.store, dim) * np.eye(len(known))), dim)
+        precision: FloatArray = known + RIDGE * typical(state.store, dim) * np.eye(len(known))
+        return cls(np.linalg.inv(precision), dim)
 
     def squares(self, h: int, relative: FloatArray) -> FloatArray:
         """[k] squared lengths, in the norm of step h, of differences [k, d]."""
@@ -316,9 +359,21 @@ class Design:
 
     def with_pair(self, h: int, relative: FloatArray) -> Design:
         """With two sequences more that differ by this [d] at step h: half an observation of the difference."""
-        onto = self.covariance[:, h * self.dim : (h + 1) * self.dim] @ relative
-        own = float(relative @ onto[h * self.dim : (h + 1) * self.dim])
-        less: FloatArray = np.outer(onto, onto) / (2.0 + own)
+        return self._observed(h, relative, 2.0)
+
+    def with_label(self, h: int, own: FloatArray) -> Design:
+        """With one sequence more of this Jacobian [d] at step h; what it tells of other steps is left out."""
+        return self._observed(h, own, 1.0)
+
+    def told(self, h: int, relative: FloatArray, own: FloatArray) -> float:
+        """By how much a label of Jacobian ``own`` [d] at step h lowers the square of ``relative`` [d]."""
+        block = self.covariance[h * self.dim : (h + 1) * self.dim, h * self.dim : (h + 1) * self.dim]
+        return float((relative @ block @ own) ** 2 / (1.0 + own @ block @ own))
+
+    def _observed(self, h: int, direction: FloatArray, noise: float) -> Design:
+        onto = self.covariance[:, h * self.dim : (h + 1) * self.dim] @ direction
+        own = float(direction @ onto[h * self.dim : (h + 1) * self.dim])
+        less: FloatArray = np.outer(onto, onto) / (noise + own)
         return Design(self.covariance - less, self.dim)
 
 
@@ -335,17 +390,16 @@ def typical(store: Store, dim: int) -> float:
 def foresight(state: TrunkState, trunks: Sequence[Rollout]) -> Foresight:
     """The regrets that the fit predicts along these trunks; pure, its randomness depends on the labels alone."""
     assert state.fit is not None  # the caller has looked
-    paths, posterior, beta = Paths.of(state.store, trunks, state.shape), state.fit.posterior, state.beta
-    (horizon, dim), here = state.shape, paths.at(state.theta, state.beta)
+    paths, fit, beta = Paths.of(state.store, trunks, state.shape), state.fit, state.beta
+    (horizon, dim), here = state.shape, paths.at(fit.theta, beta)
     weight = np.bincount(paths.rows[paths.rows >= 0], minlength=len(paths.steps)) / len(trunks)
-    blocks = posterior.covariance().reshape(horizon, dim, horizon, dim)[range(horizon), :, range(horizon)]
+    blocks = fit.covariance.reshape(horizon, dim, horizon, dim)[range(horizon), :, range(horizon)]
     off = paths.features - here.means[:, None]
     squares = np.einsum("rki,rij,rkj->rk", off, blocks[paths.steps], off)
-    expected = float(weight @ np.sum(here.laws * squares, axis=1)) * posterior.noise_std**2 / (2.0 * beta)
+    expected = float(weight @ np.sum(here.laws * squares, axis=1)) * fit.noise_std**2 / (2.0 * beta)
     rng = np.random.default_rng([state.learner.bought, 65])
-    thetas = posterior.sample(SAMPLES, rng=rng) + (state.theta.reshape(-1) - posterior.mean)
     lost = [
-        weight @ np.sum(here.laws * (here.gains - paths.at(theta.reshape(horizon, dim), beta).gains), axis=1)
-        for theta in thetas
+        weight @ np.sum(here.laws * (here.gains - paths.at(theta, beta).gains), axis=1)
+        for theta in fit.samples(SAMPLES, rng=rng)
     ]
-    return Foresight(expected, float(np.mean(lost)))
+    return Foresight(expected, float(np.mean(lost)), len(state.values))

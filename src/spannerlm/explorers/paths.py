@@ -13,20 +13,24 @@ from functools import cached_property
 import numpy as np
 from scipy.special import logsumexp
 
+from spannerlm.policy import tilt
 from spannerlm.records import Draws, FloatArray, IntArray, Rollout
-from spannerlm.regression import PRIOR_SHAPE, PRIOR_SHARE, LabelStats, Posterior, fit_labels
+from spannerlm.regression import PRIOR_SHAPE, PRIOR_SHARE
 
 STEPS = 12
 """Gauss-Newton steps of one fit at most."""
 CLOSE = 0.01
 """Move of a parameter, relative to beta, that ends it."""
-LEVELS = (0.03, 0.3, 3.0)
-"""Prior precisions that are tried, in units of the feature scale; the evidence at each optimum chooses. The grid of
-`fit_labels` chooses by one linearisation, in which a nearly certain policy looks like one that knows nothing."""
+LEVELS = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
+"""Prior precisions that are tried, in units of the feature scale. Labels left out choose, not the marginal likelihood:
+a policy that is nearly certain needs large parameters at every step, which a Gaussian prior takes for unlikely long
+after the labels have shown them."""
+CAUTIOUS = 0.1
+"""Largest prior precision, in the same units, of the covariance that regrets are predicted from."""
+LEVERAGE = 1e-3
+"""Least share of a label that its own fit leaves free."""
 GAMMA = 1.0
 """Variance of a prompt's intercept in units of the noise variance."""
-BACKWARD = 0.3
-"""Ridge of the backward fit, relative to what one draw tells of an average direction."""
 SHARES = (1.0, 0.5, 0.25, 0.1, 0.03, 0.01)
 """Shares of a Gauss-Newton step that are tried."""
 
@@ -43,6 +47,10 @@ class Choice:
     """[k]"""
     features: FloatArray
     """[k, d]"""
+
+    def tilted(self, theta: FloatArray, beta: float) -> FloatArray:
+        """[k] law proportional to counts exp(<theta, phi> / beta)."""
+        return tilt(self.counts / self.counts.sum(), self.features @ theta, beta)
 
     def add(self, draws: Draws) -> Choice:
         """With further draws of the same place."""
@@ -173,94 +181,144 @@ class PathFit:
     """What the labelled sequences say of the parameters."""
 
     theta: FloatArray
-    """[H, d]"""
-    posterior: Posterior
-    """Of theta, flat, around the last linearisation."""
+    """[H, d] at the penalty under which left-out labels are foretold best."""
+    bold: FloatArray
+    """[H, d] at the smallest penalty: believes the labels as they are; to explore with, not to answer with."""
+    covariance: FloatArray
+    """[H d, H d] of theta around the last linearisation, in units of the noise variance, under a wide prior: what a
+    narrower one that foretells labels well takes for known must not end a run."""
     noise_std: float
-    """Estimated from the residuals, so with the normalisers' noise."""
+    """Estimated from the labels left out in turn, so with the normalisers' noise."""
     normaliser_std: float
     """Of the normalisers' noise in one label, root mean square."""
-    evidence: float
-    """Log marginal likelihood to second order, up to a constant."""
+
+    def samples(self, n: int, *, rng: np.random.Generator) -> FloatArray:
+        """[n, H, d] draws of theta."""
+        root = np.linalg.cholesky(self.covariance) * self.noise_std
+        flat = self.theta.reshape(-1) + rng.standard_normal((n, self.theta.size)) @ root.T
+        return np.asarray(flat.reshape(n, *self.theta.shape))
 
 
 def fit_paths(paths: Paths, values: FloatArray, beta: float, start: FloatArray, prompts: int) -> PathFit:
     """Gauss-Newton on r = mu + u_x + sum_h A_h, u_x a random effect of each of ``prompts``; ``start`` is [H, d].
 
-    Each linearisation is the regression of `fit_labels`, which finds the noise; of its step the share is taken that
-    lowers the penalised squares most. A is concave in f and saturates at beta log(1 / share), so that there are local
-    optima: it begins at ``start``, at 0 and at `backward`, and the largest evidence wins.
+    Begins at ``start`` and at 0 with the smallest penalty, and goes on from the better one to larger ones.
     """
     spread = paths.spread()
     steps = [spread[paths.steps == h] for h in range(paths.shape[0])]
     scale = max(float(sum(s.mean() for s in steps if len(s))), 1e-12)
-    starts = (start, np.zeros_like(start), backward(paths, values, beta, scale / start.size))
-    fits = [_gauss_newton(paths, values, beta, theta, prompts, level * scale) for level in LEVELS for theta in starts]
-    return max(fits, key=lambda fit: fit.evidence)
+    problem = _Problem(paths, values, beta, _Intercepts.of(paths.prompts, prompts))
+    bold = min((problem.solved(at, LEVELS[0] * scale) for at in (start, np.zeros_like(start))), key=lambda f: f.merit)
+    fits = [bold]
+    for level in LEVELS[1:]:
+        fits.append(problem.solved(fits[-1].theta, level * scale))
+    best = min(fits, key=lambda fit: fit.surprise)
+    doubt = problem.covariance(best.theta, CAUTIOUS * scale) if best.penalty > CAUTIOUS * scale else best.covariance
+    normalisers = paths.at(best.theta, beta).normaliser_variances()
+    return PathFit(best.theta, bold.theta, doubt, best.noise_std, float(np.sqrt(np.mean(normalisers))))
 
 
-def backward(paths: Paths, values: FloatArray, beta: float, variance: float) -> FloatArray:
-    """[H, d] from the last step to the first: r less the A of later steps is Q_h(prefix, a_h) plus noise, which is
-    regressed on phi_h among the sequences that share the prefix, an intercept of its own for each.
+@dataclass(frozen=True, eq=False)
+class _Intercepts:
+    """V = 1 + GAMMA per prompt + an unknown mean: how labels hang together, in noise units."""
 
-    Linear in each step, so no local optimum; what it leaves unused is how one prefix's value compares with another's.
-    """
-    horizon, dim = paths.shape
-    theta, rest = np.zeros((horizon, dim)), values.copy()
-    for h in reversed(range(horizon)):
-        there = np.flatnonzero(paths.rows[:, h] >= 0)
-        places, chosen = paths.rows[there, h], paths.chosen[there, h]
-        _, group = np.unique(places, return_inverse=True)
-        count = np.bincount(group)
-        phi, left = paths.features[places, chosen], rest[there]
-        sums = np.zeros((len(count), dim))
-        np.add.at(sums, group, phi)
-        phi = phi - (sums / count[:, None])[group]
-        left = left - (np.bincount(group, left) / count)[group]
-        theta[h] = np.linalg.solve(phi.T @ phi + BACKWARD * variance * np.eye(dim), phi.T @ left)
-        rest[there] -= paths.at(theta, beta).gains[places, chosen]
-    return theta
+    owners: IntArray
+    """[N] prompt of each label."""
+    shares: FloatArray
+    """[X] GAMMA / (1 + GAMMA count)."""
+    ones: FloatArray
+    """[N] what the prompts' intercepts leave of a constant."""
+
+    @classmethod
+    def of(cls, owners: IntArray, prompts: int) -> _Intercepts:
+        shares = GAMMA / (1.0 + GAMMA * np.bincount(owners, minlength=prompts))
+        count = np.bincount(owners, minlength=prompts)
+        return cls(owners, shares, (1.0 - shares * count)[owners])
+
+    def freed(self, columns: FloatArray) -> FloatArray:
+        """[N, k] V^-1 times columns [N, k]."""
+        sums = np.zeros((len(self.shares), columns.shape[1]))
+        np.add.at(sums, self.owners, columns)
+        within = columns - (sums * self.shares[:, None])[self.owners]
+        return np.asarray(within - np.outer(self.ones, self.ones @ columns) / self.ones.sum())
+
+    def diagonal(self) -> FloatArray:
+        """[N] diagonal of V^-1."""
+        return np.asarray(1.0 - self.shares[self.owners] - self.ones**2 / self.ones.sum())
 
 
-def _gauss_newton(
-    paths: Paths, values: FloatArray, beta: float, start: FloatArray, prompts: int, penalty: float
-) -> PathFit:
-    """The fit at one prior precision from one start."""
-    shape, theta, centres = start.shape, start.reshape(-1), np.zeros((prompts, start.size))
-    for _ in range(STEPS):
-        here = paths.at(theta.reshape(shape), beta)
+@dataclass(frozen=True, eq=False)
+class _Solved:
+    """An optimum at one penalty."""
+
+    theta: FloatArray
+    penalty: float
+    covariance: FloatArray
+    merit: float
+    surprise: float
+    """Mean minus log predictive density of a label left out, up to a constant; the linearisation's."""
+    noise_std: float
+
+
+@dataclass(frozen=True, eq=False)
+class _Problem:
+    """The regression of labels on sequences."""
+
+    paths: Paths
+    values: FloatArray
+    beta: float
+    intercepts: _Intercepts
+
+    def merit(self, theta: FloatArray, penalty: float) -> float:
+        """What the fit makes small: squared residuals, intercepts integrated out, plus the penalty of theta [H, d]."""
+        rest = self.values - self.paths.at(theta, self.beta).sums()
+        return float(rest @ self.intercepts.freed(rest[:, None])[:, 0]) + penalty * float(np.sum(theta**2))
+
+    def solved(self, start: FloatArray, penalty: float) -> _Solved:
+        """Gauss-Newton from ``start``; of each step the share that lowers the merit most is taken."""
+        theta, merit = start, self.merit(start, penalty)
+        for _ in range(STEPS):
+            jacobian, target = self._linear(theta)
+            freed = self.intercepts.freed(jacobian)
+            goal = np.linalg.solve(_plus(jacobian.T @ freed, penalty), freed.T @ target).reshape(theta.shape)
+            merits = [(self.merit(theta + share * (goal - theta), penalty), share) for share in SHARES]
+            least, share = min(merits)
+            if least >= merit:
+                break
+            moved, merit = share * (goal - theta), least
+            theta = theta + moved
+            if np.max(np.abs(moved)) < CLOSE * self.beta:
+                break
+        jacobian, target = self._linear(theta)
+        freed = self.intercepts.freed(jacobian)
+        covariance = _inverse(jacobian.T @ freed, penalty)
+        onto = freed @ covariance
+        left = self.intercepts.freed(target[:, None])[:, 0] - onto @ (freed.T @ target)
+        known = np.maximum(self.intercepts.diagonal() - np.sum(onto * freed, axis=1), LEVERAGE)
+        variance = (PRIOR_SHAPE * PRIOR_SHARE * float(np.var(self.values)) + float(np.sum(left**2 / known))) / (
+            PRIOR_SHAPE + len(left)
+        )
+        surprise = 0.5 * float(np.log(max(variance, 1e-300)) - np.mean(np.log(known)))
+        return _Solved(theta, penalty, covariance, merit, surprise, float(np.sqrt(variance)))
+
+    def covariance(self, theta: FloatArray, penalty: float) -> FloatArray:
+        """[H d, H d] around ``theta`` under that penalty."""
+        jacobian, _ = self._linear(theta)
+        return _inverse(jacobian.T @ self.intercepts.freed(jacobian), penalty)
+
+    def _linear(self, theta: FloatArray) -> tuple[FloatArray, FloatArray]:
+        """Jacobian [N, H d] there, and what it is to explain [N]."""
+        here = self.paths.at(theta, self.beta)
         jacobian = here.jacobian()
-        stats = LabelStats.empty(prompts, len(theta))
-        stats = stats.add(paths.prompts, jacobian, values - here.sums() + jacobian @ theta)
-        posterior = fit_labels(stats, centres, 1.0, gammas=(GAMMA,), lambdas=(penalty,))
-        tried = [theta + share * (posterior.mean - theta) for share in (0.0, *SHARES)]
-        merits = [_merit(paths, values, beta, at.reshape(shape), prompts, GAMMA, penalty) for at in tried]
-        moved = tried[int(np.argmin(merits))] - theta
-        theta = theta + moved
-        if np.max(np.abs(moved)) < CLOSE * beta:
-            break
-    here = paths.at(theta.reshape(shape), beta)
-    noise = float(np.sqrt(np.mean(here.normaliser_variances())))
-    left = PRIOR_SHARE * float(np.var(values)) + 0.5 * min(merits)
-    evidence = -(PRIOR_SHAPE + 0.5 * (len(values) - 1)) * np.log(max(left, 1e-300))
-    evidence -= 0.5 * float(np.sum(np.log1p(posterior.eigenvalues[0] / penalty)))
-    return PathFit(theta.reshape(shape), posterior, posterior.noise_std, noise, float(evidence))
+        return jacobian, self.values - here.sums() + jacobian @ theta.reshape(-1)
 
 
-def _merit(
-    paths: Paths, values: FloatArray, beta: float, theta: FloatArray, prompts: int, gamma: float, penalty: float
-) -> float:
-    """What the fit makes small: squared residuals in noise units plus the penalty of theta [H, d]."""
-    rest = values - paths.at(theta, beta).sums()
-    return _squares(rest, paths.prompts, gamma, prompts) + penalty * float(np.sum(theta**2))
+def _inverse(matrix: FloatArray, penalty: float) -> FloatArray:
+    return np.asarray(np.linalg.inv(_plus(matrix, penalty)), dtype=np.float64)
 
 
-def _squares(rest: FloatArray, owners: IntArray, gamma: float, prompts: int) -> float:
-    """Residual sum of squares in noise units with the intercepts mu and u_x, of variance gamma, integrated out."""
-    count, total = np.bincount(owners, minlength=prompts), np.bincount(owners, rest, minlength=prompts)
-    k = gamma / (1.0 + gamma * count)
-    mass, first = float(np.sum(count * (1.0 - k * count))), float((1.0 - k * count) @ total)
-    return float(rest @ rest) - float(k @ total**2) - first * first / mass
+def _plus(matrix: FloatArray, penalty: float) -> FloatArray:
+    return np.asarray(matrix + penalty * np.eye(len(matrix)))
 
 
 def information(jacobian: FloatArray, owners: IntArray, prompts: int, gamma: float) -> FloatArray:
