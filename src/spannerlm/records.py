@@ -36,6 +36,8 @@ class Draws:
     """[n, d] phi(x, y) of each response, not centred; phi_h of each segment where there is a prefix."""
     prefix: tuple[str, ...] | None = None
     """Segments after which these, the responses, were drawn as the next one; None where they are complete."""
+    tokens: int | None = None
+    """Tokens generated for all these draws, where the oracle has just counted them; not part of what is recorded."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,6 +57,10 @@ class Generated:
     """[n] False where the token limit cut the response off."""
     hidden: Mapping[str, FloatArray] = field(default_factory=dict)
     """Pooled hidden states [n, D] by the name under which a feature map asked for them."""
+    tokens: int | None = None
+    """Tokens generated for all draws, ends included; None where the responses were given."""
+    segments: tuple[str, ...] | None = None
+    """[n] the responses as the back end reads them again, as parts of a prefix; None where they are complete."""
 
 
 @dataclass(frozen=True)

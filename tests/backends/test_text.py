@@ -83,7 +83,10 @@ def test_stop_strings_are_found_across_tokens_and_inside_them():
     test = codec.stop_test(("ell", "\u00e9"))
     rows = [tokenizer(text)["input_ids"][-4:] for text in ("hel hell", "a hello", "hhe he", "el w\u00e9")]
     rows = [[1] * (4 - len(row)) + row for row in rows]
-    assert test(np.array(rows)).tolist() == [True, True, False, True]
+    assert test(np.arange(4), np.array(rows)).tolist() == [True, True, False, True]
+    behind = codec.stop_test(("ell",), [tokenizer(text)["input_ids"] for text in ("he", "xe")])
+    assert behind(np.array([1, 0, 0]), np.array([tokenizer("l")["input_ids"]] * 3)).tolist() == [False] * 3
+    assert behind(np.array([1, 0]), np.array([tokenizer("ll")["input_ids"]] * 2)).tolist() == [True] * 2
     assert codec.stop_test(()) is None
 
 

@@ -86,3 +86,17 @@ def plain_states(model: Any, ids: list[int]) -> list[np.ndarray]:
     with torch.inference_mode():
         out = model(input_ids=torch.tensor([ids]), output_hidden_states=True)
     return [h[0].numpy() for h in out.hidden_states]
+
+
+def pair_tokenizer() -> Any:
+    """Byte-level tokenizer of five tokens behind </s> 0: a, b, ab, and the two bytes of an accented letter.
+
+    Texts have several spellings, and some tokens are no text. Blanks and all other characters have no token.
+    """
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+    vocabulary = {"</s>": 0, "a": 1, "b": 2, "ab": 3, "\u00c3": 4, "\u00a9": 5}
+    inner = Tokenizer(models.BPE(vocabulary, [("a", "b")]))
+    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    inner.decoder = decoders.ByteLevel()
+    return transformers.PreTrainedTokenizerFast(tokenizer_object=inner, eos_token="</s>")

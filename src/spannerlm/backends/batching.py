@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 
 from spannerlm.backends.decoding import Rules, Sequences, sample
-from spannerlm.backends.forward import Frontier, tapped
+from spannerlm.backends.forward import Frontier, Tally, tapped
+from spannerlm.backends.prefixes import PrefixStore
+from spannerlm.backends.resuming import Resuming
 from spannerlm.errors import ModelError
 from spannerlm.records import IntArray
 
@@ -49,21 +52,39 @@ def plan(lengths: Sequence[int], n: int, rows: int) -> list[list[Piece]]:
 
 
 def sample_batches(
-    model: Any, prompts: Sequence[Sequence[int]], n: int, rules: Rules, seeds: IntArray, rows: int
+    model: Any,
+    prompts: Sequence[Sequence[int]],
+    n: int,
+    rules: Rules,
+    seeds: IntArray,
+    rows: int,
+    tally: Tally,
+    store: PrefixStore | None = None,
 ) -> list[Sequences]:
     """Blocks of sequences: ``prompt`` is the index in ``prompts``, ``first`` the draw's number (of n) at that prompt.
 
-    The uniforms of prompt i come from ``seeds[i]``, row by row, so the cutting into batches changes nothing.
+    The uniforms of prompt i come from ``seeds[i]``, row by row, so the cutting into batches changes nothing. With a
+    ``store`` no token that it knows is encoded again, and it gets to know those that are encoded.
     """
     streams = [np.random.default_rng(int(seed)) for seed in seeds]
-    layers = sorted({layer for _, layer in rules.pools.values()})
+    layers = tuple(sorted({layer for _, layer in rules.pools.values()}))
     blocks: list[Sequences] = []
     for batch in plan([len(p) for p in prompts], n, rows):
-        u = np.concatenate([streams[piece.prompt].random((piece.n, rules.limit)) for piece in batch])
+        index = np.array([piece.prompt for piece in batch])
+        own = rules.of(index)
+        u = np.zeros((sum(piece.n for piece in batch), own.limit))
+        ends = np.cumsum([piece.n for piece in batch])
+        for piece, end, limit in zip(batch, ends.tolist(), own.limits.tolist(), strict=True):
+            u[end - piece.n : end, :limit] = streams[piece.prompt].random((piece.n, limit))
+        ids = [tuple(prompts[i]) for i in index]
         with torch.inference_mode(), tapped(model, layers) as states:
-            ids = [prompts[piece.prompt] for piece in batch]
-            frontier = Frontier(model, states, len(u), max(map(len, ids)) + min(rules.limit, ROOM))
-            found = sample(frontier, ids, np.array([piece.n for piece in batch]), u, rules)
+            frontier = Frontier(model, states, len(u), max(map(len, ids)) + min(own.limit, ROOM), tally)
+            resuming = None
+            if store is not None and frontier.storable:
+                fresh = partial(Frontier, model, states, tally=tally)
+                resuming = Resuming(store, layers, ids, frontier, fresh, rows)
+            start = frontier.prefill(ids) if resuming is None else resuming.start()
+            found = sample(frontier, start, np.array([piece.n for piece in batch]), u, own, resuming)
         blocks += [_numbered(block, batch) for block in found if len(block.prompt)]
     return blocks
 
@@ -78,10 +99,11 @@ def rows_that_fit(config: Any, device: torch.device, itemsize: int, length: int)
     return int(min(MOST_ROWS, max(1, budget // (cache + distributions))))
 
 
-def check_context(config: Any, prompts: Sequence[Sequence[int]], tokens: int) -> None:
-    """ModelError where a prompt and ``tokens`` more exceed the positions that the model knows."""
+def check_context(config: Any, prompts: Sequence[Sequence[int]], limits: Sequence[int]) -> None:
+    """ModelError where a prompt and the tokens that may follow it exceed the positions that the model knows."""
     context = getattr(config, "max_position_embeddings", None)
-    longest = max(map(len, prompts), default=0)
+    pairs = [(len(prompt), int(limit)) for prompt, limit in zip(prompts, limits, strict=True)]
+    longest, tokens = max(pairs, key=sum, default=(0, 0))
     if context is not None and longest + tokens > context:
         raise ModelError(
             f"a prompt has {longest} tokens and {tokens} more are asked for, but the model's context holds {context}; "

@@ -21,6 +21,8 @@ class _Entry:
     logprob: float
     first: int
     count: int
+    tokens: int
+    """Of all its draws."""
 
 
 def collapse(
@@ -38,7 +40,7 @@ def collapse(
     for b, block in enumerate(blocks):
         columns = (block.prompt.tolist(), block.first.tolist(), block.counts.tolist(), block.logprobs.tolist())
         for row, (text, i, first, count, logprob) in enumerate(zip(texts[b], *columns, strict=True)):
-            _add(tables[i], _Entry(text, b, row, logprob, first, count))
+            _add(tables[i], _Entry(text, b, row, logprob, first, count, count * block.tokens.shape[1]))
     pooled = [block.pooled(pools) for block in blocks]
     over = [block.ended | block.stopped for block in blocks]
     records = []
@@ -53,6 +55,7 @@ def collapse(
                 lengths=np.array([blocks[e.block].tokens.shape[1] for e in entries], dtype=np.int64),
                 finished=np.array([over[e.block][e.row] for e in entries], dtype=bool),
                 hidden={name: np.stack([pooled[e.block][name][e.row] for e in entries]) for name in pools},
+                tokens=sum(e.tokens for e in entries),
             )
         )
     return tuple(records)
@@ -62,6 +65,7 @@ def _add(table: dict[str, _Entry], new: _Entry) -> None:
     old = table.get(new.text)
     if old is not None:
         new.count += old.count
+        new.tokens += old.tokens
         new.first = min(new.first, old.first)
         if old.logprob >= new.logprob:
             new.block, new.row, new.logprob = old.block, old.row, old.logprob

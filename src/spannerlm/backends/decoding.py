@@ -9,8 +9,9 @@ boundary of the distribution across u: about once in 1e6 tokens in float32).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -21,6 +22,8 @@ from spannerlm.errors import ModelError
 from spannerlm.records import FloatArray, IntArray
 
 BoolArray = NDArray[np.bool_]
+Test = Callable[[IntArray, IntArray], BoolArray]
+"""(prompts [k], tokens [k, L]) -> [k] whether something holds of these sequences, as of their last token."""
 
 BLOCK = 2**24
 """Elements of one block of gathered distributions: 128 MB of float64, whatever the vocabulary."""
@@ -30,16 +33,30 @@ BLOCK = 2**24
 class Rules:
     """When a draw ends, and what is pooled on the way."""
 
-    limit: int
-    """Tokens at most, end-of-sequence included; 0 pools the state at the prompt's end and draws nothing."""
+    limits: IntArray
+    """[m] tokens at most by prompt, end-of-sequence included; all 0 pools the states at the prompts' ends and draws
+    nothing."""
     eos: tuple[int, ...]
     """End-of-sequence ids; they count as one event, whose probability is their sum."""
     pools: dict[str, tuple[str, int]]
     """Name -> (pooling, layer)."""
-    stops: Callable[[IntArray], BoolArray] | None = None
-    """tokens [k, L] -> [k] whether the last token completes a stop string."""
-    keep_stop: bool = False
-    """Whether the token that completes a stop string is part of the response, hence of the pooled states."""
+    stops: Test | None = None
+    """Whether the last token completes a stop string: it is no part of the response, nor of the pooled states."""
+    ends: Test | None = None
+    """Whether the last token completes a segment, which it is part of."""
+
+    @property
+    def limit(self) -> int:
+        """The largest limit."""
+        return int(np.max(self.limits, initial=0))
+
+    def of(self, prompts: IntArray) -> Rules:
+        """The rules of a batch with these prompts [m], which it counts from 0."""
+
+        def behind(test: Test | None) -> Test | None:
+            return None if test is None else lambda rows, tokens: test(prompts[rows], tokens)
+
+        return replace(self, limits=self.limits[prompts], stops=behind(self.stops), ends=behind(self.ends))
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,27 +114,57 @@ class Sequences:
         return out
 
 
+class Memory(Protocol):
+    """What was read before, in other calls."""
+
+    def known(self, prompts: IntArray, tokens: IntArray) -> tuple[BoolArray, States]:
+        """[k] whether the states at the ends of these sequences are known, and those that are."""
+
+    def keep(
+        self, prompts: IntArray, rows: IntArray, tokens: IntArray, end: tuple[torch.Tensor, States] | None
+    ) -> None:
+        """Remember sequences [k]: the frontier's rows, the tokens [k, L] that these have read behind the prompts, and
+        what the model said at the last one, logits [k, V] and states, where there is one."""
+
+
 def sample(
-    frontier: Frontier, prompts: Sequence[Sequence[int]], draws: IntArray, u: FloatArray, rules: Rules
+    frontier: Frontier,
+    start: tuple[torch.Tensor, States],
+    draws: IntArray,
+    u: FloatArray,
+    rules: Rules,
+    memory: Memory | None = None,
 ) -> list[Sequences]:
     """Draw ``draws[i]`` responses to prompt i, at temperature 1 from the whole vocabulary.
 
-    ``u`` [N, limit] are independent uniforms, a row per draw, those of prompt 0 first. Cost: N draws.
+    ``start`` is what the frontier said at the prompts' ends: logits [m, V] and states. ``u`` [N, limit] are independent
+    uniforms, a row per draw, those of prompt 0 first. A ``memory`` is told of each sequence that is done while the
+    frontier still holds it, as far as it was read, and asked before its last token is. Cost: N draws.
     """
-    logits, states = frontier.prefill(prompts)
+    logits, states = start
     rows = _roots(draws, states)
     if rules.limit == 0:
         return [rows]
     done: list[Sequences] = []
     draw = np.arange(len(u))
-    row_of_draw = np.repeat(np.arange(len(prompts)), draws)
+    row_of_draw = np.repeat(np.arange(len(draws)), draws)
     for t in range(rules.limit):
         children, parents, member = _children(rows, logits, draw, row_of_draw, u[draw, t], rules)
-        over = children.ended | children.stopped | (t + 1 == rules.limit)
-        unread = over & (children.ended | (children.stopped & (not rules.keep_stop)) | (not rules.pools))
-        if unread.any():
-            done.append(children.take(np.flatnonzero(unread)))
-        live = np.flatnonzero(~unread)
+        over = children.ended | children.stopped | (t + 1 == rules.limits[children.prompt])
+        if rules.ends is not None:
+            over |= rules.ends(children.prompt, children.tokens)
+        gone = over & (children.ended | children.stopped | (not rules.pools))  # the last token need not be read
+        if gone.any():
+            out = np.flatnonzero(gone)
+            done.append(children.take(out))
+            if memory is not None:
+                memory.keep(children.prompt[out], parents[out], children.tokens[out, :-1], None)
+        if memory is not None and (last := np.flatnonzero(over & ~gone)).size:
+            known, found = memory.known(children.prompt[last], children.tokens[last])
+            if known.any():
+                done.append(children.take(last[known]).after(found))
+                gone[last[known]] = True
+        live = np.flatnonzero(~gone)
         if not len(live):
             break
         live = live[frontier.branch(parents[live])]
@@ -125,7 +172,12 @@ def sample(
         logits, states = frontier.step(rows.tokens[:, -1])
         rows = rows.after(states)
         if over[live].any():
-            done.append(rows.take(np.flatnonzero(over[live])))
+            out = np.flatnonzero(over[live])
+            done.append(rows.take(out))
+            if memory is not None:
+                index = torch.as_tensor(out, device=logits.device)
+                end = logits[index], {layer: state[index] for layer, state in states.items()}
+                memory.keep(rows.prompt[out], out, rows.tokens[out], end)
         draw, row_of_draw = _follow(draw, member, live, over)
         if not len(draw):
             break
@@ -163,7 +215,7 @@ def _children(
         tokens=tokens,
         logprobs=children.logprobs + probs[at].log().cpu().numpy(),
         ended=token == rules.eos[0] if rules.eos else np.zeros(len(token), dtype=bool),
-        stopped=rules.stops(tokens) if rules.stops is not None else np.zeros(len(token), dtype=bool),
+        stopped=rules.stops(children.prompt, tokens) if rules.stops is not None else np.zeros(len(token), dtype=bool),
     )
     return children, parents, member
 

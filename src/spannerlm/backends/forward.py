@@ -5,12 +5,14 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 
-from spannerlm.backends.cache import make_cache, move_rows, plan_move
+from spannerlm.backends.cache import RowBuffer, make_cache, move_rows, plan_move
+from spannerlm.backends.prefixes import Chunk, Held
 from spannerlm.errors import InputError, ModelError
 from spannerlm.records import IntArray
 
@@ -79,32 +81,81 @@ def tapped(model: Any, layers: Sequence[int]) -> Iterator[dict[int, torch.Tensor
             hook.remove()
 
 
+@dataclass
+class Tally:
+    """What has gone through a network."""
+
+    encoded: int = 0
+    """Tokens, each row's own counted: prompts are, padding is not."""
+
+
 class Frontier:
     """Live rows of a batch: their cache, and the mask where prompts were padded. Rows are counted from 0.
 
     One instance serves one batch, of about ``rows`` rows and ``length`` tokens; the model runs in ``inference_mode``.
     """
 
-    def __init__(self, model: Any, states: Mapping[int, torch.Tensor], rows: int, length: int) -> None:
+    def __init__(self, model: Any, states: Mapping[int, torch.Tensor], rows: int, length: int, tally: Tally) -> None:
         self._model = model
         self._tap = states
         self._cache = make_cache(model.config, rows, length)
         self._accepts = accepted(model)
         self._mask: torch.Tensor | None = None
         self._rows = 0
+        self._tally = tally
+
+    @property
+    def storable(self) -> bool:
+        """Whether states can be taken out and put back: not where a layer forgets, as sliding windows do."""
+        return all(isinstance(layer, RowBuffer) for layer in self._cache.layers)
+
+    @property
+    def length(self) -> int:
+        """Tokens that each row holds, padding included."""
+        return int(self._cache.layers[0].length)
 
     def prefill(self, prompts: Sequence[Sequence[int]]) -> tuple[torch.Tensor, States]:
         """Logits [m, V] after each prompt's last token, and the states there. Prompts are padded on the left."""
         ids, mask = left_padded(prompts)
         padded = not bool(mask.all())
         self._mask = mask.to(self._model.device) if padded else None
+        self._tally.encoded += sum(map(len, prompts))
         return self._forward(ids.to(self._model.device))
 
+    def load(self, rows: Sequence[Held]) -> None:
+        """Start from known states, one row each, padded on the left; at least one of them holds a token."""
+        self._rows, width = len(rows), max(row.length for row in rows)
+        some = next(row.chunks[0] for row in rows if row.length)
+        for number, layer in enumerate(self._cache.layers):
+            both = [x.new_zeros((len(rows), x.shape[0], width, x.shape[2])) for x in some[number]]
+            for i, row in enumerate(rows):
+                at = width - row.length
+                for chunk in row.chunks:
+                    end = at + chunk[number][0].shape[1]
+                    for to, new in zip(both, chunk[number], strict=True):
+                        to[i, :, at:end] = new
+                    at = end
+            layer.update(*both)
+        lengths = torch.tensor([row.length for row in rows])[:, None]
+        mask = (torch.arange(width)[None] >= width - lengths).long()
+        self._mask = None if bool(mask.all()) else mask.to(self._model.device)
+
+    def chunks(self, rows: IntArray, start: int, end: int) -> list[Chunk]:
+        """States of the columns ``start`` .. ``end`` - 1 of these rows, not copied for each."""
+        index = torch.as_tensor(rows)
+        layers = [
+            tuple(x[index.to(x.device), :, start:end] for x in (layer.keys, layer.values))
+            for layer in self._cache.layers
+        ]
+        return [tuple((keys[i], values[i]) for keys, values in layers) for i in range(len(rows))]
+
     def step(self, tokens: IntArray) -> tuple[torch.Tensor, States]:
-        """Logits [m, V] and states after one further token [m] per row."""
+        """Logits [m, V] and states after the further tokens [m], or [m, k], of each row."""
+        new = torch.as_tensor(tokens.reshape(len(tokens), -1), device=self._model.device)
         if self._mask is not None:
-            self._mask = torch.cat([self._mask, self._mask.new_ones(len(tokens), 1)], dim=1)
-        return self._forward(torch.as_tensor(tokens, device=self._model.device)[:, None])
+            self._mask = torch.cat([self._mask, self._mask.new_ones(new.shape)], dim=1)
+        self._tally.encoded += new.numel()
+        return self._forward(new)
 
     def branch(self, parents: IntArray) -> IntArray:
         """[k] the child in each row, once the k children of ``parents`` (ascending) have taken their places."""

@@ -13,6 +13,7 @@ its log-probability.
 from __future__ import annotations
 
 import threading
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -21,16 +22,21 @@ import numpy as np
 
 from spannerlm.backends.batching import check_context, memory_named, rows_that_fit, sample_batches
 from spannerlm.backends.collapse import collapse
-from spannerlm.backends.decoding import Rules, Sequences
-from spannerlm.backends.forward import accepted, parse_hidden
+from spannerlm.backends.decoding import BoolArray, Rules, Sequences, Test
+from spannerlm.backends.forward import Tally, accepted, parse_hidden
 from spannerlm.backends.loading import end_ids, load_pretrained
+from spannerlm.backends.prefixes import PrefixStore
 from spannerlm.backends.scoring import score_rows
+from spannerlm.backends.spelling import Reading, Spelled, Speller
 from spannerlm.backends.text import ChatTemplate, TextCodec, cut_at_stop
 from spannerlm.errors import InputError
 from spannerlm.records import Generated, IntArray
+from spannerlm.segments import Segments
 
 NEW_TOKENS = 128
 """Token limit where neither the caller nor the model's generation settings name one."""
+PREFIX_CACHE = 2**28
+"""Bytes of key-value states that are kept for prefixes to be extended again."""
 
 
 class HuggingFaceModel:
@@ -50,6 +56,7 @@ class HuggingFaceModel:
         max_new_tokens: int | None = None,
         stop: Sequence[str] = (),
         batch_size: int | None = None,
+        prefix_cache: int = PREFIX_CACHE,
     ) -> None:
         accepted(model)
         self.model = model.eval()
@@ -61,6 +68,11 @@ class HuggingFaceModel:
         self.max_new_tokens = _positive("max_new_tokens", own if max_new_tokens is None else max_new_tokens)
         self.batch_size = batch_size if batch_size is None else _positive("batch_size", batch_size)
         self.stop = _checked_stop(stop)
+        if isinstance(prefix_cache, bool) or not isinstance(prefix_cache, int) or prefix_cache < 0:
+            raise InputError(f"prefix_cache: expected a number of bytes, 0 for none, got {prefix_cache!r}")
+        self._store = PrefixStore(prefix_cache) if prefix_cache else None
+        self._tally = Tally()
+        self._speller = Speller(self.codec, self.eos, self.end)
         self._alone = threading.Lock()  # hidden states come through hooks on the model: one call at a time
 
     @classmethod
@@ -78,7 +90,8 @@ class HuggingFaceModel:
 
         ``device`` auto takes CUDA where there is one; ``dtype`` auto is float32 on a CPU and the checkpoint's own on a
         GPU. ``options``: ``chat_template`` (auto, always, never), ``system``, ``max_new_tokens``, ``stop``,
-        ``batch_size`` (None: by memory). ModelError says why a model cannot be loaded and what to do.
+        ``batch_size`` (None: by memory), ``prefix_cache`` (bytes of key-value states that :meth:`extend` keeps, on the
+        model's device; 0: none). ModelError says why a model cannot be loaded and what to do.
         """
         model, tokenizer = load_pretrained(name_or_path, device, dtype, revision, trust_remote_code)
         return cls(model, tokenizer, **options)
@@ -87,6 +100,17 @@ class HuggingFaceModel:
     def hidden_size(self) -> int:
         """Width D of the hidden states."""
         return int(self.config.hidden_size)
+
+    @property
+    def encoded(self) -> int:
+        """Tokens that have gone through the network so far: each row's own, prompts included, padding not."""
+        return self._tally.encoded
+
+    def forget(self) -> None:
+        """Drop what is kept of prefixes: what follows then depends on itself alone, to the last bit."""
+        with self._alone:
+            if self._store is not None:
+                self._store.clear()
 
     @property
     def end(self) -> str:
@@ -103,7 +127,8 @@ class HuggingFaceModel:
         """
         _positive("n", n)
         ids = [self.codec.prompt_ids(p) for p in prompts]
-        rules = Rules(self.max_new_tokens, self.eos, self._pools(hidden), self.codec.stop_test(self.stop))
+        limits = np.full(len(ids), self.max_new_tokens)
+        rules = Rules(limits, self.eos, self._pools(hidden), self.codec.stop_test(self.stop))
         blocks = self._sample(ids, n, rules, _seeds(rng, len(ids)))
         texts = self.codec.decode([row for block in blocks for row in _content(block)])
         texts = [cut_at_stop(text, self.stop, keep=False) for text in texts]
@@ -112,36 +137,59 @@ class HuggingFaceModel:
     def extend(
         self,
         prompts: Sequence[str],
-        prefixes: Sequence[str],
+        prefixes: Sequence[Sequence[str]],
         n: int,
         *,
-        tokens: int,
-        stop: Sequence[str] = (),
+        segments: Segments,
+        horizon: int | None = None,
         hidden: Sequence[str] = (),
         rng: np.random.Generator,
     ) -> tuple[Generated, ...]:
-        """[m] records of ``n`` next segments after prompt i and the response prefix i. Cost: ``n * m`` segments.
+        """[m] records of ``n`` next segments after prompt i and the segments of prefix i. Cost: ``n * m`` segments.
 
-        A segment is at most ``tokens`` tokens, ends behind the first stop string, and carries the text :attr:`end`
-        where the response ended; after that, the only segment is the empty one. Joined, segments are the response.
-        A prefix is read as the tokenizer writes it, so a run resumed from text alone continues in the same way; tokens
-        that hold part of a character do not survive that: with byte-level tokenizers take longer segments.
-        ``hidden`` pools over the segment's own tokens.
+        After ``horizon`` - 1 segments the next one runs to the response's end; after a complete response, or
+        ``horizon`` segments, the only one is the empty one, of no token. Segments that are drawn one after the other
+        and :meth:`joined` have the law of :meth:`generate`, whatever ends them and however tokens share characters.
+        ``hidden`` pools over the segment's own tokens: ``before-eos`` is the state at its end, of its last token (of
+        an end alone: the state before it). What is extended again is not encoded again while the ``prefix_cache`` holds
+        it; that touches results only through float noise.
         """
         _positive("n", n)
-        stops = _checked_stop(stop)
-        over = np.array([bool(self.end) and prefix.endswith(self.end) for prefix in prefixes], dtype=bool)
-        plain = [p.removesuffix(self.end) if o else p for p, o in zip(prefixes, over, strict=True)]
-        before = [self.codec.response_ids(p, prefix) for p, prefix in zip(prompts, plain, strict=True)]
-        ids = [self.codec.prompt_ids(p) + b for p, b in zip(prompts, before, strict=True)]
-        go = Rules(_positive("tokens", tokens), self.eos, self._pools(hidden), self.codec.stop_test(stops), True)
+        before = [self._speller.read(p, prefix) for p, prefix in zip(prompts, prefixes, strict=True)]
+        ids = [[*self.codec.prompt_ids(p), *reading.ids] for p, reading in zip(prompts, before, strict=True)]
+        steps = np.array([len(prefix) for prefix in prefixes], dtype=np.int64)
+        final = steps >= (horizon or np.inf) - 1
+        over = np.array([self._over(reading) for reading in before], dtype=bool) | (steps >= (horizon or np.inf))
+        left = self.max_new_tokens - np.array([len(reading.ids) for reading in before], dtype=np.int64)
+        limits = np.where(over, 0, np.where(final, left, np.minimum(left, segments.tokens)))
+        rows = [reading.ids for reading in before]
+        go = Rules(
+            limits,
+            self.eos,
+            self._pools(hidden),
+            self.codec.stop_test(self.stop, rows),
+            None if segments.fixed else self._end_test(segments, rows, final),
+        )
         seeds = _seeds(rng, len(ids))
         blocks: list[Sequences] = []
-        for rules, chosen in ((go, np.flatnonzero(~over)), (replace(go, limit=0), np.flatnonzero(over))):
-            part = self._sample([ids[i] for i in chosen], n, rules, seeds[chosen])
+        for chosen in (np.flatnonzero(~over), np.flatnonzero(over)):
+            part = self._sample([ids[i] for i in chosen], n, go.of(chosen), seeds[chosen], self._store)
             blocks += [replace(block, prompt=chosen[block.prompt]) for block in part]
-        texts = self._segments(before, blocks, stops)
-        return collapse([p + prefix for p, prefix in zip(prompts, prefixes, strict=True)], blocks, texts, go.pools)
+        written = self._written(prompts, prefixes, before, blocks, final)
+        shown = [p + t for p, t in zip(prompts, self._behind(prompts, rows), strict=True)]
+        found = collapse(shown, blocks, written, go.pools)
+        return tuple(
+            replace(record, segments=record.responses, responses=tuple(map(self._speller.text, record.responses)))
+            for record in found
+        )
+
+    def joined(self, prompt: str, segments: Sequence[str]) -> str:
+        """The response that these segments make, as :meth:`generate` would give it: cut at the first stop string."""
+        return cut_at_stop(self._speller.read(prompt, segments).text, self.stop, keep=False)
+
+    def complete(self, prompt: str, segments: Sequence[str]) -> bool:
+        """Whether the response has ended: by end-of-sequence, a stop string or the token limit."""
+        return self._over(self._speller.read(prompt, segments))
 
     def score(self, prompt: str, responses: Sequence[str], hidden: Sequence[str] = ()) -> Generated:
         """Record [n] of given responses, as if each had been generated once: same order, duplicates kept.
@@ -154,10 +202,11 @@ class HuggingFaceModel:
         rows = [self.codec.response_ids(prompt, response) for response in responses]
         closed = [bool(self.eos) and len(row) != self.max_new_tokens for row in rows]
         longest = max(map(len, rows), default=0)
-        check_context(self.config, [before], longest)
+        check_context(self.config, [before], [longest])
         batch = max(1, self._rows(len(before) + longest) // (len(before) + longest))  # logits at every position
         with self._alone, memory_named(batch):
             found = score_rows(self.model, before, rows, closed, self.eos, pools, batch)
+            self._tally.encoded += sum(len(before) + len(row) for row in rows)
         return Generated(
             prompt=prompt,
             responses=tuple(responses),
@@ -168,22 +217,61 @@ class HuggingFaceModel:
             hidden={k: np.array([f.pooled[k] for f in found]).reshape(-1, self.hidden_size) for k in pools},
         )
 
-    def _segments(
-        self, before: Sequence[Sequence[int]], blocks: Sequence[Sequences], stops: tuple[str, ...]
-    ) -> list[Sequence[str]]:
-        """Text of each block's segments, behind the tokens ``before`` of their prompt's prefix."""
-        prefixes = [before[i] for block in blocks for i in block.prompt]
-        texts = self.codec.continuations(prefixes, [row for block in blocks for row in _content(block)])
-        ended = [bool(flag) for block in blocks for flag in block.ended]
-        cut = [cut_at_stop(t, stops, keep=True) + self.end * e for t, e in zip(texts, ended, strict=True)]
-        return _split(cut, blocks)
+    def _over(self, reading: Reading) -> bool:
+        stopped = any(s in reading.text for s in self.stop)
+        return reading.ended or stopped or len(reading.ids) >= self.max_new_tokens
 
-    def _sample(self, ids: Sequence[Sequence[int]], n: int, rules: Rules, seeds: IntArray) -> list[Sequences]:
+    def _end_test(self, segments: Segments, before: Sequence[Sequence[int]], final: BoolArray) -> Test:
+        """Whether segments behind the tokens ``before`` are over by their text; those that are ``final`` never are."""
+
+        def test(prompts: IntArray, tokens: IntArray) -> BoolArray:
+            texts = self.codec.continuations([before[i] for i in prompts], tokens.tolist())
+            return np.array([segments.over(text) for text in texts], dtype=bool) & ~final[prompts]
+
+        return test
+
+    def _behind(self, prompts: Sequence[str], before: Sequence[Sequence[int]]) -> list[str]:
+        """What these tokens add to the text of their prompts."""
+        return self.codec.continuations([self.codec.prompt_ids(p) for p in prompts], before)
+
+    def _written(
+        self,
+        prompts: Sequence[str],
+        prefixes: Sequence[Sequence[str]],
+        before: Sequence[Reading],
+        blocks: Sequence[Sequences],
+        final: BoolArray,
+    ) -> list[list[str]]:
+        """Each block's segments as text, behind what was read of their prompts' prefixes."""
+        out = []
+        for block in blocks:
+            closed = block.ended | block.stopped | final[block.prompt]
+            columns = zip(_content(block), block.ended.tolist(), closed.tolist(), strict=True)
+            texts = [""] * len(block.prompt)
+            rows_of: dict[int, list[int]] = defaultdict(list)
+            for row, i in enumerate(block.prompt.tolist()):
+                rows_of[i].append(row)
+            drawn = [Spelled(tuple(ids), ended, last) for ids, ended, last in columns]
+            for i, rows in rows_of.items():
+                own = self._speller.write(prompts[i], prefixes[i], before[i], [drawn[row] for row in rows])
+                for row, text in zip(rows, own, strict=True):
+                    texts[row] = text
+            out.append(texts)
+        return out
+
+    def _sample(
+        self,
+        ids: Sequence[Sequence[int]],
+        n: int,
+        rules: Rules,
+        seeds: IntArray,
+        store: PrefixStore | None = None,
+    ) -> list[Sequences]:
         """Blocks of ``n`` draws per prompt; ``ids`` are its tokens."""
-        check_context(self.config, ids, rules.limit)
-        rows = self._rows(max(map(len, ids), default=0) + rules.limit)
+        check_context(self.config, ids, rules.limits.tolist())
+        rows = self._rows(max((len(p) + limit for p, limit in zip(ids, rules.limits.tolist(), strict=True)), default=0))
         with self._alone, memory_named(rows):
-            return sample_batches(self.model, ids, n, rules, seeds, rows)
+            return sample_batches(self.model, ids, n, rules, seeds, rows, self._tally, store)
 
     def _rows(self, length: int) -> int:
         """Rows of one batch of sequences of this length."""

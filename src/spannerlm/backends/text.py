@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
 
-from spannerlm.backends.decoding import BoolArray
+from spannerlm.backends.decoding import BoolArray, Test
 from spannerlm.errors import InputError, ModelError
 from spannerlm.records import IntArray
 
@@ -64,7 +64,11 @@ class TextCodec:
         behind = whole[len(before) :]
         if whole[: len(before)] == before and self.decode([behind]) == [response]:
             return behind
-        return self._encode(response, special=False)
+        return self.own_ids(response)
+
+    def own_ids(self, text: str) -> list[int]:
+        """Tokens of a text that stands alone, without special ones."""
+        return self._encode(text, special=False)
 
     def decode(self, rows: Sequence[Sequence[int]]) -> list[str]:
         """Text of each row of tokens, special tokens left out."""
@@ -82,10 +86,10 @@ class TextCodec:
         pairs = zip(wholes, bases, alone, strict=True)
         return [whole[len(base) :] if whole.startswith(base) else text for whole, base, text in pairs]
 
-    def stop_test(self, stop: tuple[str, ...]) -> Callable[[IntArray], BoolArray] | None:
-        """tokens [k, L] -> [k] whether a stop string occurs in the text; None without stop strings.
+    def stop_test(self, stop: tuple[str, ...], before: Sequence[Sequence[int]] | None = None) -> Test | None:
+        """(prompts [k], tokens [k, L]) -> [k] whether a stop string occurs in the text; None without stop strings.
 
-        Only rows whose last token can complete one are decoded.
+        ``before`` are the tokens that precede, by prompt. Only rows whose last token can complete one are decoded.
         """
         if not stop:
             return None
@@ -93,10 +97,13 @@ class TextCodec:
             self._completing[stop] = self._completing_tokens(stop)
         table = self._completing[stop]
 
-        def test(tokens: IntArray) -> BoolArray:
+        def test(prompts: IntArray, tokens: IntArray) -> BoolArray:
             hit = table[np.minimum(tokens[:, -1], len(table) - 1)]
             rows = np.flatnonzero(hit)
-            texts = self.decode(tokens[rows].tolist()) if len(rows) else []
+            whole = tokens[rows].tolist()
+            if before is not None:
+                whole = [[*before[i], *own] for i, own in zip(prompts[rows], whole, strict=True)]
+            texts = self.decode(whole)
             hit[rows] = [any(s in text for s in stop) for text in texts]
             return hit
 
