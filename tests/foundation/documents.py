@@ -180,7 +180,7 @@ def forecast(value: float, name: str) -> Row:
 TITLES = {
     "go": "Go: about 60 labels [45, 75] bring 90 % of what this model can gain.",
     "go with draws": "Go only with 900 draws per prompt: fewer hold too little of what is good.",
-    "better features": "Better features first: none of the maps tested tells good replies from others.",
+    "better features": "Better features first: none of the maps tested keeps half of what tilting by the reward gains.",
     "no foundation": "No foundation for these prompts: no amount of exploration will help; train or prompt first.",
     "nothing to gain": "Nothing to gain: the base model does it already.",
     "cannot tell": "Without a reward nobody can tell: below is what the draws hold, not whether any of it is good.",

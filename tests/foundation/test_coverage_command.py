@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import json
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from documents import case
+from rich.console import Console
 
 from spannerlm import bundled
-from spannerlm.foundation.command import cells
+from spannerlm.foundation.command import cells, show, side_by_side
 
 TASK = bundled.load("helpdesk")
 QUICK = ["--draws", "40", "--set", "coverage.max_prompts=5", "--set", "coverage.simulations=0"]
@@ -46,9 +49,29 @@ def test_models_stand_side_by_side(tmp_path: Path) -> None:
     assert document["settings"]["success"] == {"value": 0.5, "source": "given"}
     assert document["best"] in ("model", "ckpt")
     head = next(line for line in shown.splitlines() if "verdict" in line)
-    assert "success" in head
+    assert "KL = 2" in head
     assert cells(document["models"][0], 1000)[0] in shown
     assert " ".join(document["headline"][0].split()) in " ".join(shown.split())
+
+
+def test_the_table_has_every_number_whole_in_80_columns() -> None:
+    document = case("three models")
+    for k, model in enumerate(document["models"]):
+        model["name"] = f"models/checkpoint-{k}00/final"
+    console = Console(width=80, file=io.StringIO(), record=True)
+    console.print(side_by_side(document))
+    ends = [line.split()[-5:] for line in console.export_text().splitlines()]
+    assert all(list(cells(model, 1000)) in ends for model in document["models"])
+
+
+def test_what_a_run_had_paid_is_not_called_spent() -> None:
+    shown = {}
+    for looked in (False, True):
+        console = Console(width=80, file=io.StringIO(), record=True)
+        show(console, case("labels"), Path("here"), looked=looked)
+        shown[looked] = console.export_text()
+    assert "spent    12,288 draws, 60 labels\n" in shown[False]
+    assert "read     12,288 draws, 60 labels of the run\n" in shown[True]
 
 
 def test_own_prompts_need_no_reward(tmp_path: Path) -> None:

@@ -155,3 +155,12 @@ def test_the_report_of_a_run_costs_nothing(tmp_path: Path) -> None:
     assert model["warnings"][0].startswith("Draws and labels are those of the run")
     assert model["success"]["by"] == "true reward"
     assert (tmp_path / "out" / "coverage.html").exists()
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [{"kl": float("inf")}, {"kl": float("nan")}, {"batch": 0}, {"reward_noise": -1.0}, {"reward_noise": float("nan")}],
+)
+def test_bad_numbers_are_refused_before_anything_is_drawn(bad: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match=next(iter(bad))):
+        spannerlm.coverage_report(model=object(), prompts=["a"], reward=TASK.reward, reward_free=True, **bad)

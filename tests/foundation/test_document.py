@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,10 +12,12 @@ import pytest
 
 from spannerlm.environments import random_table, rare_skill
 from spannerlm.explorers.learner import Learner
-from spannerlm.foundation.document import Question, Subject, document, fitted_scores
-from spannerlm.foundation.gather import gather_table
+from spannerlm.foundation.document import Question, Subject, _rank, _spread, document, fitted_scores
+from spannerlm.foundation.gather import Gathered, gather_table
+from spannerlm.foundation.pool import Pool
 from spannerlm.job import plain
-from spannerlm.records import Drawn, Label, Labelled, Spec
+from spannerlm.ledger import Counts
+from spannerlm.records import Drawn, Draws, Label, Labelled, Spec
 
 QUESTION = Question(kl=1.0, simulations=0, seed=3)
 
@@ -97,7 +100,9 @@ def test_the_fitted_reward_is_the_learners() -> None:
     assert pool.labels is not None
     scores = fitted_scores(pool, "features")
     learner = Learner.start(Spec(np.full(8, 1 / 8), env.dim, 400, None, 1)).absorb(Drawn(pool.draws, 8 * 64))
-    rows = list(zip(pool.labels.prompts, pool.labels.rows, pool.labels.values, strict=True))
+    every = zip(pool.labels.prompts, pool.labels.rows, pool.labels.values, strict=True)
+    rows = list(dict.fromkeys(every))  # a label that was bought once is told once
+    assert len(rows) < 400
     labels = tuple(Label(int(x), pool.draws[x].responses[i], float(v)) for x, i, v in rows)
     learner = learner.absorb(Labelled(labels, np.array([pool.draws[x].features[i] for x, i, _ in rows])))
     for x, d in enumerate(pool.draws):
@@ -145,3 +150,93 @@ def test_examples_are_draws_commonest_first_then_the_best() -> None:
     assert [r["share"] for r in first[:3]] == shares[:3]
     assert max(r["reward"] for r in first) == pool.rewards[0].max()
     assert all(math.isfinite(r["reward"]) for r in first)
+
+
+def by_hand(rewards: list[list[float]], counts: list[int]) -> Gathered:
+    """Prompts with the same counts of responses, whose features are random."""
+    rng = np.random.default_rng(0)
+    names = tuple(map(str, range(len(counts))))
+    draws = tuple(Draws(x, names, np.array(counts), rng.normal(size=(len(counts), 2))) for x in range(len(rewards)))
+    pool = Pool(tuple(map(str, range(len(rewards)))), draws, {"a": slice(0, 2)}, tuple(map(np.array, rewards)))
+    return Gathered(pool, Counts())
+
+
+def together(*found: Gathered, success: float | None = None) -> dict[str, Any]:
+    subjects = [Subject(f"m{i}", "table", one) for i, one in enumerate(found)]
+    return document(subjects, Question(simulations=0, success=success), title="t", reward="r")
+
+
+def test_a_model_that_never_earns_anything_is_not_the_best_foundation() -> None:
+    never = by_hand([[0.0] * 4] * 6, [64] * 4)
+    some = by_hand(np.random.default_rng(0).random((6, 8)).tolist(), [32] * 8)
+    found = together(never, some)
+    assert found["best"] == "m1"
+    assert found["models"][0]["verdict"]["kind"] == "cannot tell"
+    alone = together(never)
+    assert alone["models"][0]["verdict"]["kind"] == "cannot tell"
+    same = together(never, never)
+    assert same["headline"][0].startswith("Which of these 2 models is the best foundation cannot be told: m0: Cannot")
+
+
+def test_two_values_are_those_of_all_models_together() -> None:
+    low = by_hand([[0.0, 0.5, 0.0, 0.0]] * 6, [16] * 4)
+    high = by_hand([[0.0, 0.01, 0.02, 5.0]] * 6, [61, 1, 1, 1])
+    found = together(low, high)  # the upper value of the first is no bound for the second
+    assert found["settings"]["success"]["source"] == "optimum"
+    assert found["settings"]["reward_kind"] == "real"
+    fails, does = by_hand([[0.0] * 4] * 6, [16] * 4), by_hand([[1.0] * 4] * 6, [16] * 4)
+    both = together(fails, does)
+    assert both["settings"]["success"] == {"value": 1.0, "source": "two values"}
+    assert [m["success"]["pass_at"][0]["value"] for m in both["models"]] == [0.0, 1.0]
+
+
+def test_an_unknown_value_does_not_outrank_a_negative_one() -> None:
+    section = {"verdict": {"kind": "cannot tell"}, "success": None, "reach": None}
+    known = {**section, "reach": {"at": {"value": {"value": -5.0}}}}
+    assert _rank(known) < _rank(section)
+
+
+def test_a_reward_that_was_always_declined_is_no_reward() -> None:
+    (model,) = together(by_hand([[math.nan] * 4] * 6, [16] * 4))["models"]
+    assert [model[part] for part in ("success", "reach", "maps")] == [None] * 3
+    assert model["verdict"]["kind"] == "cannot tell"
+
+
+def test_the_headline_says_what_the_values_are_of_and_whether_they_differ() -> None:
+    env = random_table(prompts=10, responses=60, binary=0, seed=1004)
+    bought = gather_table(env, labels=400, draws=256, seed=1)
+    subjects = [Subject(name, "table", bought) for name in ("a", "b")]
+    found = document(subjects, Question(kl=1.0, simulations=0), title="t", reward="r")
+    assert found["headline"][1].startswith(
+        "What tilting reaches at KL = 1, by the reward fitted to labels on features:"
+    )
+    assert found["headline"][1].endswith("their 95 % intervals overlap.")
+    loud = replace(bought.pool.labels, values=bought.pool.labels.values)  # type: ignore[type-var]
+    noisy = replace(bought, pool=replace(bought.pool, labels=loud))
+    assert _spread(noisy.pool, None) == pytest.approx(np.ptp(loud.values))
+    fitted = fitted_scores(bought.pool, "features")
+    assert _spread(bought.pool, fitted) == pytest.approx(np.ptp(np.concatenate(fitted)))
+
+
+@pytest.mark.parametrize("labels", [None, 200])
+@pytest.mark.parametrize(("scale", "offset"), [(1000.0, 0.0), (1.0, 1e5), (1.0, -7.0)])
+def test_units_and_origin_of_the_reward_change_no_verdict(labels: int | None, scale: float, offset: float) -> None:
+    env = random_table(prompts=8, responses=40, binary=0, seed=1005)
+    found = gather_table(env, labels=labels, draws=64, seed=1)
+    pool = found.pool
+    rewards = None if pool.rewards is None else tuple(scale * r + offset for r in pool.rewards)
+    bought = None if pool.labels is None else replace(pool.labels, values=scale * pool.labels.values + offset)
+    moved = replace(found, pool=replace(pool, rewards=rewards, labels=bought, noise_std=scale * pool.noise_std))
+    (before,), (after,) = (
+        document([Subject("m", "t", one)], QUESTION, title="t", reward="r")["models"] for one in (found, moved)
+    )
+    assert after["verdict"]["kind"] == before["verdict"]["kind"]
+    for row, other in zip(before["maps"]["rows"], after["maps"]["rows"], strict=True):
+        assert other["r2"] == pytest.approx(row["r2"], abs=1e-4)
+    if before["reach"] is not None:
+        at, new = before["reach"]["at"], after["reach"]["at"]
+        assert new["gain"] == pytest.approx(scale * at["gain"], rel=1e-3)
+        assert new["value"]["value"] == pytest.approx(scale * at["value"]["value"] + offset, rel=1e-3)
+        assert new["draws_per_answer"] == pytest.approx(at["draws_per_answer"], rel=1e-3)
+    if before["success"] is not None:
+        assert after["success"]["pass_at"] == before["success"]["pass_at"]

@@ -192,3 +192,31 @@ def test_prompts_without_a_graded_draw_have_no_rate() -> None:
     rows = {row[0]: row for row in page.prompt_rows(model, document["prompts"])}
     assert len({len(row) for row in rows.values()}) == 1
     assert rows["1"][2:4] == (page.NONE, page.NONE)
+
+
+def test_parts_of_the_reward_stand_one_to_a_row_with_every_map_beside() -> None:
+    model = copy.deepcopy(DOCUMENTS["real rewards"]["models"][0])
+    rows = model["maps"]["rows"]
+    rows[1]["parts"][0]["r2"] = {"value": -0.0133, "low": -12.5, "high": None}
+    rows[2]["parts"][1]["r2"] = {"value": -0.0133, "low": -12.504, "high": 0.0369}
+    table = page.part_rows(model)
+    assert [row[:2] for row in table] == [("correct", "50 %"), ("polite", "50 %")]
+    assert page.part_maps(model) == [row["map"] for row in rows]
+    assert all(len(row) == 2 + len(rows) for row in table)
+    assert table[0][3] == "-1 %"
+    assert table[1][4] == "-1 % [-1,250, 4]"
+    assert page.part_rows({**model, "maps": None}) == []
+
+
+def test_the_pairs_beyond_a_spanner_are_counted() -> None:
+    model = copy.deepcopy(DOCUMENTS["real rewards"]["models"][0])
+    assert [row[-1] for row in page.span_rows(model)] == ["3 of 500"] * 3
+    model["spans"][0]["tested"] = 0
+    assert page.span_rows(model)[0][-1] == page.NONE
+
+
+def test_the_page_says_why_this_map_and_says_it_once() -> None:
+    model = copy.deepcopy(DOCUMENTS["real rewards"]["models"][0])
+    assert dict(page.statements(model))["Which features to use"][0] == model["maps"]["reason"]
+    model["maps"]["statements"] = (model["maps"]["reason"],)
+    assert dict(page.statements(model))["Which features to use"] == [model["maps"]["reason"]]

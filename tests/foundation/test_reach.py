@@ -126,3 +126,12 @@ def test_many_prompts_and_many_draws_make_no_warning() -> None:
 def test_what_does_not_fit_is_refused(changes: dict[str, object], message: str) -> None:
     with pytest.raises(InputError, match=message):
         told(made([[0.0, 1.0]], [[3, 5]]), **changes)
+
+
+def test_one_draw_of_each_prompt_bounds_nothing() -> None:
+    found = told(made([[0.2], [0.7]], [[1], [1]]))
+    assert (found.base.value, found.base.low, found.base.high) == (pytest.approx(0.45), -math.inf, math.inf)
+    assert (found.at.value.low, found.at.value.high) == (-math.inf, math.inf)
+    mixed = told(made([[0.2, np.nan], [0.7, 0.3]], [[1, 7], [4, 4]]))
+    sure = told(made([[0.2, np.nan], [0.7, 0.3]], [[8, 0], [4, 4]]))
+    assert mixed.base.high - mixed.base.low > sure.base.high - sure.base.low > 0.0

@@ -244,3 +244,23 @@ def test_extremes_are_plain_numbers_for_json(draws: list[int], correct: list[int
 def test_the_same_seed_gives_the_same_report() -> None:
     one, two = (found([64] * 4, [0, 1, 5, 40], seed=3) for _ in range(2))
     assert one == two
+
+
+@pytest.mark.parametrize(("scale", "offset"), [(1e-12, 0.0), (1e3, 0.0), (1.0, 1e5), (1.0, -3.0)])
+def test_the_level_moves_with_the_reward(scale: float, offset: float) -> None:
+    drawn = pool_of(random_table(seed=1002), 64, rng=np.random.default_rng(0))
+    assert drawn.rewards is not None
+    moved = replace(drawn, rewards=tuple(scale * r + offset for r in drawn.rewards))
+    counts = []
+    for one in (drawn, moved):
+        result = success(one, level_of(one, 1.0), max_draws=1000, rng=np.random.default_rng(0))
+        assert result is not None
+        counts.append([row.correct for row in result.per_prompt])
+    assert counts[0] == counts[1]
+    assert 0 < sum(counts[0]) < 64 * len(drawn.prompts)
+
+
+def test_no_probability_of_one_or_more() -> None:
+    text = " ".join(found([100_000] * 20, [0] * 20).statements)
+    assert "with probability 0.99 or more" in text
+    assert "probability 1.00 or more" not in text

@@ -12,7 +12,7 @@ from scipy.special import softmax
 import spannerlm
 from spannerlm.environments import TabularEnvironment, random_table
 from spannerlm.errors import InputError
-from spannerlm.foundation.pool import Pool, pool_of, random_labels
+from spannerlm.foundation.pool import Labels, Pool, pool_of, random_labels
 from spannerlm.foundation.surrogate import HOLD, attainable, first_held, learned, surrogate, trace, value_at_kl
 from spannerlm.policy import kl_divergence
 
@@ -92,7 +92,7 @@ def test_learned_is_what_a_run_with_these_labels_would_know(env: TabularEnvironm
     assert learner.drawn == 200 * len(pool.prompts)
     for x, draws in enumerate(pool.draws):
         assert np.allclose(learner.centres[x], draws.counts @ draws.features / 200)
-    assert learner.stats.square == pytest.approx(float(labels.values @ labels.values))
+    assert learner.stats.square == pytest.approx(float(np.sum((labels.values - labels.values.mean()) ** 2)))
 
 
 def test_trace_is_a_run_of_the_library_cut_short(env: TabularEnvironment) -> None:
@@ -132,3 +132,15 @@ def test_first_held_wants_the_target_to_stay() -> None:
     assert first_held([0, 10, 20, 30, 40, 50], values, 1.0, span=20, final=False) == 30
     assert math.isinf(first_held([0, 10, 20, 30, 40, 50], values, 1.0, span=30, final=False))
     assert first_held([0, 10, 20, 30, 40, 50], values, 1.0, span=30, final=True) == 30
+
+
+def test_a_label_bought_once_is_learned_once_and_an_offset_does_not_matter(pool: Pool) -> None:
+    env = random_table(prompts=6, responses=30, seed=1100)
+    labels = random_labels(pool, env, 60, rng=np.random.default_rng(3))
+    bare = replace(pool, rewards=None, labels=labels)
+    twice = Labels(*(np.concatenate([a, a]) for a in (labels.prompts, labels.rows, labels.values)), random=True)
+    once = learned(bare, "features")
+    again = learned(replace(bare, labels=twice), "features")
+    assert again.stats.labels == once.stats.labels == 60
+    far = learned(replace(bare, labels=replace(labels, values=labels.values + 1e5)), "features")
+    np.testing.assert_allclose(far.theta, once.theta, atol=1e-5)

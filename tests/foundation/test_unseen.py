@@ -177,3 +177,10 @@ def test_the_ends_of_the_missing_mass_solve_their_own_equation() -> None:
         m = 2 * n * mass
         uneven = np.sum((rare[:, 0] / once * m) ** 2) / n
         assert (centre - m) ** 2 == pytest.approx(1.959964**2 * (m - uneven + 2.0 * twice + 2.0), rel=1e-5)
+
+
+def test_one_draw_has_no_upper_bound_of_entropy_because_it_is_one() -> None:
+    pool = replace(pool_of_counts([1], [1]), logprobs=(np.array([-1.0]), np.array([-2.0])))
+    text = " ".join(unseen(pool).statements)
+    assert "one draw of each prompt" in text
+    assert "hardly ever repeat" not in text

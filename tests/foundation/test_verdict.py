@@ -112,10 +112,27 @@ def test_nothing_to_gain_where_the_base_model_does_it_already(mass: float, given
     assert verdict(evidence(skill(mass), 512, given=given, kl=0.2)).kind == kind
 
 
-def test_nothing_to_gain_where_all_replies_are_worth_the_same() -> None:
+def test_rewards_that_never_differ_cannot_tell_whether_more_is_possible() -> None:
     answer = verdict(evidence(skill(0.05, reward=0.0), given=False))
-    assert answer.kind == "nothing to gain"
+    assert answer.kind == "cannot tell"
     assert "worth the same" in answer.title
+    assert "--success" in answer.advice[0]
+    assert verdict(evidence(skill(0.05), 1, given=False)).kind == "cannot tell"  # one draw differs from no other
+
+
+def test_nothing_to_gain_at_a_small_kl_does_not_say_that_replies_are_worth_the_same() -> None:
+    env = skill(0.5)
+    found = evidence(env, 512, given=False, kl=1e-4)
+    assert found.reach is not None
+    assert found.reach.at.told
+    assert found.reach.at.gain < 0.02
+    answer = verdict(found)
+    assert answer.kind == "nothing to gain"
+    assert "the same" not in answer.title
+    assert answer.reasons[0].startswith("At KL = 0.0001 tilting by the true reward earns ")
+    by = "reward fitted to labels on features"
+    fitted = verdict(replace(found, reach=replace(found.reach, by=by)))
+    assert by in fitted.reasons[0]
 
 
 def test_a_model_that_answers_everything_alike() -> None:
@@ -211,3 +228,35 @@ def test_kinds_are_ranked_from_the_best_foundation_to_the_worst() -> None:
     assert ORDER.index("go") < ORDER.index("go with draws") < ORDER.index("better features")
     assert ORDER[-1] == "no foundation"
     assert len(set(ORDER)) == 6
+
+
+def test_two_draws_alike_do_not_make_a_model_that_answers_everything_alike() -> None:
+    for n, kind in ((2, "cannot tell"), (256, "no foundation")):
+        found = evidence(skill(0.05, alike=True), n, given=False)
+        assert verdict(found).kind == kind
+        assert verdict(replace(found, success=None, reach=None, maps=None)).kind == kind
+
+
+def test_features_are_not_blamed_where_any_map_keeps_half_of_the_gain() -> None:
+    found = evidence(skill(0.05, told=False))
+    assert found.maps is not None
+    row = found.maps.rows[0]
+    least, most = (replace(row, map=m, share=replace(row.share, value=v)) for m, v in (("a", 0.49), ("b", 0.5)))
+    assert verdict(replace(found, maps=replace(found.maps, rows=(least, most), best="a"))).kind != "better features"
+    worse = replace(most, share=replace(row.share, value=0.495))
+    answer = verdict(replace(found, maps=replace(found.maps, rows=(least, worse), best="a")))
+    assert answer.kind == "better features"
+    assert "half" in answer.title
+
+
+def test_noise_of_labels_is_not_blamed_on_features_alone() -> None:
+    found = evidence(skill(0.05))
+    assert found.maps is not None
+    nan = Interval(np.nan, np.nan, np.nan)
+    row = replace(found.maps.rows[0], share=nan, r2=Interval(0.05, 0.02, 0.08))
+    answer = verdict(replace(found, maps=replace(found.maps, rows=(row,), by="labels", labels=400)))
+    assert answer.kind == "better features"
+    assert "noise" in answer.title
+    none = replace(row, r2=Interval(0.0, -0.1, 0.1))
+    chosen = verdict(replace(found, reach=None, maps=replace(found.maps, rows=(none,), by="labels", labels=400)))
+    assert "random" not in chosen.title  # labels of a run that was looked at are no random draws

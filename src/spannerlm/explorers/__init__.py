@@ -12,6 +12,7 @@ from spannerlm.explorers.best_of_n import BestOfN
 from spannerlm.explorers.coreset import Coreset
 from spannerlm.explorers.directed import Directed
 from spannerlm.explorers.epsilon_greedy import EpsilonGreedy
+from spannerlm.explorers.layered import LayeredSpanner
 from spannerlm.explorers.linucb import LinUCB
 from spannerlm.explorers.multi_turn import MultiTurnSpanner
 from spannerlm.explorers.online_dpo import OnlineDPO
@@ -38,7 +39,10 @@ EXPLORERS: dict[str, Callable[..., Explorer]] = {
     "linucb-enumerate": LinUCB,
 }
 """Name -> function that builds the explorer with its defaults."""
-STEP_EXPLORERS: dict[str, Callable[..., Explorer]] = {"multi-turn-spanner": MultiTurnSpanner}
+STEP_EXPLORERS: dict[str, Callable[..., Explorer]] = {
+    "multi-turn-spanner": MultiTurnSpanner,
+    "multi-turn-spanner-paper": LayeredSpanner,
+}
 """The same of those that act step by step: they need an oracle that can go on after a prefix (THEORY 5)."""
 
 
@@ -71,6 +75,7 @@ __all__ = [
     "Directed",
     "EpsilonGreedy",
     "Explorer",
+    "LayeredSpanner",
     "LinUCB",
     "MultiTurnSpanner",
     "OnlineDPO",

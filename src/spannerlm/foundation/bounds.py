@@ -183,11 +183,17 @@ def upper(values: FloatArray, level: float) -> float:
 def interval_of_mean(drawn: ScoreLaws, quantile: float) -> Interval:
     """Mean over prompts of the mean score of the draws, with its interval given these prompts.
 
+    A prompt with a single draw is taken to spread as the others do on average; without any other nothing is bounded.
+
     Normal, at the ``quantile`` of the standard law: .94, .96 and .965 of 200 tables were covered at 64, 256 and 1024
     draws; Johnson's (1978) correction for skewness did no better.
     """
     law = plain(drawn)
     sizes, means = drawn.masses.sum(axis=1), law.mean()
+    value, several = float(np.mean(means)), sizes > 1.0
+    if not several.any():
+        return Interval(value, -math.inf, math.inf)
     spread = np.sum(law.masses * (law.scores - means[:, None]) ** 2, axis=1) / np.maximum(sizes - 1.0, 1.0)
-    error, value = quantile * math.sqrt(float(np.sum(spread))) / len(sizes), float(np.mean(means))
+    spread = np.where(several, spread, float(np.mean((spread * sizes)[several])))
+    error = quantile * math.sqrt(float(np.sum(spread))) / len(sizes)
     return Interval(value, value - error, value + error)

@@ -73,7 +73,7 @@ def panels(
         figure.legend(handles, [name for name, _ in key], loc="upper left", bbox_to_anchor=(0.025, 1.0 - 0.64 * inch),
                       ncols=columns, frameon=False, labelcolor="linecolor", prop=font, labelspacing=0.35,
                       **room)  # fmt: skip
-    ratio: Any = {"height_ratios": (3, 2), "hspace": 0.16} if shape[0] == 2 else {"wspace": 0.2}
+    ratio: Any = {"height_ratios": (3, 2), "hspace": 0.16} if shape[0] == 2 else {"wspace": 0.3}
     share: Any = {"sharex": True} if shape[0] == 2 else {"sharey": True}
     grid = figure.subplots(*shape, squeeze=False, gridspec_kw=ratio, **share)
     top = 1.0 - (0.76 + 0.22 * lines) * inch

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 DASHED: Any = {"linewidth": 1.0, "linestyle": (0, (4, 3))}
-SHARE_FLOOR = 1e-6
-"""Share of the variance below which a direction is not drawn: rounding."""
+SHARE_FLOOR = 1e-4
+"""Share of the variance below which a direction is not drawn: no label will be spent on it."""
 BARS = 40
 """Prompts up to which each has a mark and a bar of its own."""
 LEAST = -0.5

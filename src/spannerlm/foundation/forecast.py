@@ -201,6 +201,7 @@ def _truths(pool: Pool, name: str, simulations: int, *, rng: np.random.Generator
             yield surrogate(pool, name, pool.rewards, pool.noise_std, prompts=_some(able, rng=rng))
         return
     learner = learned(pool, name)
+    mean = 0.0 if pool.labels is None else float(np.mean(pool.labels.values))
     narrow, wide = learner.posterior, wide_posterior(learner)
     assert isinstance(narrow, Posterior)
     assert isinstance(wide, Posterior)
@@ -208,7 +209,7 @@ def _truths(pool: Pool, name: str, simulations: int, *, rng: np.random.Generator
         fit = wide if i % 2 else narrow
         theta = fit.sample(1, rng=rng)[0]
         features = zip(pool.features(name), learner.centres, strict=True)
-        rewards = [fit.intercept + (phi - centre) @ theta for phi, centre in features]
+        rewards = [mean + fit.intercept + (phi - centre) @ theta for phi, centre in features]
         chosen = _some(range(len(rewards)), rng=rng)
         yield surrogate(pool, name, rewards, narrow.noise_std, prompts=chosen)
 

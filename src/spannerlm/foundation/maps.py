@@ -47,7 +47,7 @@ WIDER = 1.5
 WITHIN = 1.0 / 3.0
 """Share of the labels beyond one per prompt from which on R2 is of their variance within prompts alone."""
 ROUNDING = 1e-12
-"""Variance, relative to the mean square, that is taken for rounding."""
+"""Variance of features, and spread of labels, relative to the mean square and its root: taken for rounding."""
 UNDEFINED = Interval(math.nan, math.nan, math.nan)
 Folds = Literal["prompts", "draws"]
 By = Literal["true reward", "labels"]
@@ -285,7 +285,7 @@ def _by_labels(pool: Pool, rng: np.random.Generator) -> Maps:
     squares = _less_mean(values, level) ** 2
     resamples = [_resample(units, RESAMPLES // SPLITS, rng) for _ in splits]
     total = np.asarray(np.bincount(unit, squares, units), dtype=np.float64)
-    flat = np.ptp(values) == 0.0 or float(total.sum()) <= ROUNDING * float(values @ values)
+    flat = float(np.sqrt(total.sum())) <= ROUNDING * float(np.linalg.norm(values))
     total, carriers = (0.0 * total if flat else total), CARRIERS / LABELLED * float(_carriers(squares[:, None])[0])
     found, fits = [], []
     for name in pool.maps:
@@ -326,7 +326,7 @@ def _predict_labels(pool: Pool, name: str, splits: Sequence[IntArray]) -> FloatA
     for row, fold in zip(predicted, splits, strict=True):
         for k in np.unique(fold) if np.ptp(fold) else ():
             rest, mine = fold != k, fold == k
-            stats = LabelStats.empty(x, dim).add(prompts[rest], phi[rest], values[rest])
+            stats = LabelStats.empty(x, dim).add(prompts[rest], phi[rest], values[rest] - np.mean(values[rest]))
             row[mine] = (phi[mine] - learner.centres[prompts[mine]]) @ replace(learner, stats=stats).theta
     return predicted
 

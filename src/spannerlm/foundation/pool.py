@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -61,6 +62,17 @@ class Pool:
                 f"pool: expected as many draws for each of {len(self.prompts)} prompts, got {len(self.draws)} records "
                 f"of {sorted(sizes)[:5]} draws: draw the same number for each"
             )
+        if not (self.noise_std >= 0.0 and math.isfinite(self.noise_std)):
+            raise InputError(f"noise_std: expected a standard deviation, got {self.noise_std}: give 0 where none is")
+        rows = self.rewards if self.rewards is not None else ()
+        whole = self.rewards is None or [len(r) for r in rows] == [len(d.counts) for d in self.draws]
+        if not whole or any(np.isinf(r).any() for r in rows):
+            raise InputError(
+                "rewards: expected a number for each distinct response of each prompt, nan where it was declined, got "
+                "infinite ones or other shapes: grade the responses in the order of the draws"
+            )
+        if self.labels is not None and not np.all(np.isfinite(self.labels.values)):
+            raise InputError("labels: expected finite rewards, got nan or infinite ones: leave the declined ones out")
 
     @property
     def n(self) -> int:

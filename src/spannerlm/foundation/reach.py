@@ -186,6 +186,7 @@ def _row(
     if inverse > 0.0:  # the simulated laws are as far off the draws' as these are off the truth
         value = min(2.0 * drawn.value(inverse) - float(np.mean(low_values)), float(np.mean(law.scores[:, -1])))
     low, high = float(np.quantile(low_values, 0.5 - CONFIDENCE / 2.0)), upper(high_values, 0.5 + CONFIDENCE / 2.0)
+    low = low if inverse > 0.0 else min(low, base.low)
     value, low, high = (min(v, top) for v in (value, low, high))
 
     def bound(values: Sequence[Sequence[float]], least: float) -> float:

@@ -113,23 +113,24 @@ class Success:
     statements: tuple[str, ...]
 
 
-def level_of(pool: Pool, kl: float) -> Level:
+def level_of(pool: Pool, kl: float, *, values: FloatArray | None = None) -> Level:
     """The level of success where the user gives none.
 
-    The upper one where the known rewards take exactly two values; else the mean reward of the policy tilted by them at
-    ``kl`` nats: a success is then a reply as good as the best policy's average. Labels stand in for rewards that are
-    not free, noise included. nan where no reward is known. Cost: none.
+    The upper one where the known rewards (``values``: of all models) take exactly two values; else the mean reward of
+    the policy tilted by them at ``kl`` nats: a success is then a reply as good as the best policy's average. Labels
+    stand in for rewards that are not free, noise included. nan where no reward is known. Cost: none.
     """
     known = _known(pool)
-    values = np.unique(np.concatenate([rewards for _, rewards in known])) if known else np.empty(0)
+    own = np.unique(np.concatenate([rewards for _, rewards in known])) if known else np.empty(0)
+    values = own if values is None else np.unique(values)
     if len(values) == 2:
         return Level(float(values[1]), "two values")
-    if not len(values):
+    if not len(own):
         return Level(math.nan, "optimum")
     draws = [Draws(x, ("",) * len(c), c, np.empty((len(c), 0))) for x, (c, _) in enumerate(known)]
     rewards = padded([r for _, r in known])
     value = float(np.mean(EvaluationPool(draws).at_kl(rewards, kl).mean(rewards)))
-    return Level(min(value, float(values[-1])), "optimum")
+    return Level(min(value, float(own[-1])), "optimum")
 
 
 def success(pool: Pool, level: Level, *, max_draws: int, rng: np.random.Generator) -> Success | None:
@@ -188,8 +189,9 @@ def _known(pool: Pool) -> list[tuple[IntArray, FloatArray]]:
 
 def _graded(pool: Pool, level: Level) -> tuple[IntArray, IntArray] | None:
     """([X] graded draws, [X] successes among them); None without free rewards and without random labels."""
-    least = level.value - 1e-9 * max(1.0, abs(level.value))
-    size = len(pool.prompts)
+    size, known = len(pool.prompts), [rewards for _, rewards in _known(pool)]
+    spread = float(np.ptp(np.concatenate(known))) if known else 0.0
+    least = level.value - 1e-9 * spread - 1e-12 * abs(level.value)  # rounding, in any unit of the reward
     if pool.rewards is not None:
         rows = list(zip(pool.counts(), pool.rewards, strict=True))
         return (
@@ -354,7 +356,7 @@ def _beyond(found: Success) -> list[str]:
     if named:
         most, draws = max(row.correct for row in named), min(row.draws for row in named)
         seen = "no success" if most == 0 else f"at most {most} successes" if most > 1 else "at most one success"
-        sure = math.floor(100.0 * min(row.hopeless for row in named)) / 100.0
+        sure = min(math.floor(100.0 * min(row.hopeless for row in named)) / 100.0, 0.99)
         are = "is" if len(named) == 1 else "are"
         each = "each" if len({row.draws for row in named}) == 1 else "or more"
         out.append(

@@ -84,15 +84,19 @@ def attainable(env: TabularEnvironment, kl: float) -> tuple[float, float]:
 
 
 def learned(pool: Pool, name: str) -> Learner:
-    """What the pool's labels teach of one map: draws and labels folded into a `Learner`. Cost: none."""
+    """What the pool's labels, less their mean, teach of one map: draws and labels folded into a `Learner`.
+
+    A response whose one label counts as often as it was drawn is learned from once: its noise is one noise. Cost: none.
+    """
     assert pool.labels is not None  # the callers have looked
     phi, count = pool.features(name), len(pool.prompts)
     dim = phi[0].shape[1]
     draws = tuple(Draws(x, d.responses, d.counts, f) for x, (d, f) in enumerate(zip(pool.draws, phi, strict=True)))
-    rows = list(zip(pool.labels.prompts.tolist(), pool.labels.rows.tolist(), strict=True))
-    values = pool.labels.values.tolist()
-    labels = tuple(Label(x, draws[x].responses[i], v) for (x, i), v in zip(rows, values, strict=True))
-    features = np.array([phi[x][i] for x, i in rows]).reshape(len(rows), dim)
+    places = (pool.labels.prompts.tolist(), pool.labels.rows.tolist())
+    values = (pool.labels.values - np.mean(pool.labels.values)).tolist()
+    rows = list(dict.fromkeys(zip(*places, values, strict=True)))
+    labels = tuple(Label(x, draws[x].responses[i], v) for x, i, v in rows)
+    features = np.array([phi[x][i] for x, i, _ in rows]).reshape(len(rows), dim)
     learner = Learner.start(Spec(np.full(count, 1.0 / count), dim, len(rows), None, 1))
     return learner.absorb(Drawn(draws, pool.n * count)).absorb(Labelled(labels, features))
 

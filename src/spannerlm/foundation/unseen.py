@@ -310,8 +310,10 @@ def _entropy_sentence(found: Unseen) -> str:
     if math.isinf(h.high):
         open_ended = sum(math.isinf(p.entropy.high) for p in found.prompts)
         which = "this prompt" if len(found.prompts) == 1 else f"{open_ended} of {len(found.prompts)} prompts"
+        why = (
+            f"the draws of {which} hardly ever repeat" if found.draws > 1 else "one draw of each prompt shows no spread"
+        )
         return (
-            f"The entropy of a response is at least {short(h.low)} nats ({by}); there is no upper bound, because the "
-            f"draws of {which} hardly ever repeat."
+            f"The entropy of a response is at least {short(h.low)} nats ({by}); there is no upper bound, because {why}."
         )
     return f"The entropy of a response is {short(h.value)} nats (95 %: {short(h.low)} to {short(h.high)}; {by})."

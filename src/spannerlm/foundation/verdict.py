@@ -8,16 +8,17 @@ than was called affordable; else go.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from spannerlm.coverage import Interval
 from spannerlm.foundation.forecast import Forecast
 from spannerlm.foundation.maps import MapRow, Maps
 from spannerlm.foundation.reach import Reach
+from spannerlm.foundation.steps import Steps
 from spannerlm.foundation.success import Success
 from spannerlm.foundation.unseen import Unseen
-from spannerlm.wording import count, few, short
+from spannerlm.wording import count, few, share, short
 
 Kind = Literal["go", "go with draws", "better features", "no foundation", "nothing to gain", "cannot tell"]
 ORDER: tuple[Kind, ...] = (
@@ -36,12 +37,18 @@ EXPLAINED = 0.1
 """Share of the labels' within-prompt variance that a map must explain, where only labels are known."""
 MOST = 0.5
 """Share of prompts beyond the model from which it is no foundation."""
+HIDDEN = 0.25
+"""Mass of one prompt's replies that draws all alike may have missed, above which they do not tell that all are."""
 SURE = 0.95
 """Mean success rate of the base model from which there is nothing to gain."""
 NEGLIGIBLE = 0.02
 """Gain of the optimum, as a share of the range of rewards seen, below which there is nothing to gain."""
 USUAL = 512
 """Draws of each prompt that a run makes unless told otherwise."""
+
+
+WORTH: tuple[Kind, ...] = ("go", "go with draws")
+"""Verdicts after which it matters whether answers are tilted whole or step by step."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +82,7 @@ class Evidence:
     """Range of the rewards seen; nan where none is known."""
     given: bool
     """Whether the level of success was given or is the upper of two values: then it does not follow the model."""
+    steps: Steps | None = None
 
 
 def verdict(found: Evidence) -> Verdict:
@@ -82,15 +90,17 @@ def verdict(found: Evidence) -> Verdict:
     for question in (_alike, _untold, _beyond, _sated, _unsure, _features, _dear):
         answer = question(found)
         if answer is not None:
-            return answer
-    return Verdict("go", f"Go: {_reached(found)}.", (*_able(found), *_cost(found)), _advice(found))
+            return replace(answer, advice=(*answer.advice, *_stepwise(found))) if answer.kind in WORTH else answer
+    return Verdict(
+        "go", f"Go: {_reached(found)}.", (*_able(found), *_cost(found)), (*_advice(found), *_stepwise(found))
+    )
 
 
 # --- the questions, in their order -----------------------------------------------------------------------------------
 
 
 def _alike(found: Evidence) -> Verdict | None:
-    if found.unseen.constant <= MOST * found.prompts:
+    if found.unseen.constant <= MOST * found.prompts or found.unseen.fixed_direction > HIDDEN:
         return None
     if found.success is not None and found.given and found.success.pass_at[0].low >= SURE:
         return None  # alike, and what was asked for
@@ -154,12 +164,40 @@ def _sated(found: Evidence) -> Verdict | None:
         first = known.pass_at[0]
         why = f"A single draw succeeds with probability {short(first.value)} [{short(first.low)}, {short(first.high)}]."
         return Verdict("nothing to gain", "Nothing to gain: the base model does it already.", (why,), _as_it_is())
-    if reach is None or not reach.at.gain <= NEGLIGIBLE * found.spread + 1e-12:
+    if reach is None:
         return None
-    why = f"Tilting by the reward itself earns {short(reach.at.gain)} more than the base model's {_base(reach)}."
+    if math.isinf(reach.at.beta):
+        return _same(found, reach)
+    most = NEGLIGIBLE * found.spread + 1e-12 * abs(reach.base.value)
+    if not reach.at.gain <= most or not (reach.at.told or reach.at.value.high - reach.base.value <= most):
+        return None
+    why = f"At KL = {few(reach.kl)} tilting by the {reach.by} earns {short(reach.at.gain)} more than the base model's"
     return Verdict(
-        "nothing to gain", "Nothing to gain: the model's replies are all worth the same.", (why,), _as_it_is()
+        "nothing to gain",
+        "Nothing to gain: at this KL the best policy is hardly better than the base model.",
+        (f"{why} {_base(reach)}.",),
+        _as_it_is(),
     )
+
+
+def _same(found: Evidence, reach: Reach) -> Verdict:
+    """Cannot tell: no draw of a prompt is better than another, and a better one may be rarer than the draws show."""
+    why: tuple[str, ...] = ()
+    if found.draws < 2:
+        title = "Cannot tell: one draw of each prompt can be compared with no other."
+    else:
+        title = (
+            "Cannot tell: all draws of a prompt are worth the same, and whether any reply is worth more is not known."
+        )
+        missed = share(found.unseen.fixed_direction_total)
+        where = "on average over these prompts" if found.prompts > 1 else "of this prompt"
+        why = (
+            f"The mean {reach.by} is {_base(reach)}. Replies worth another reward, with {missed} of the mass or more "
+            f"{where}, would have shown with 95 % confidence; rarer ones may be there.",
+        )
+    more = f"Draw more (--draws {max(USUAL, 4 * found.draws)}): better replies may be rarer than these show."
+    level = () if found.given else ("Say from which reward on a reply is a success: --success R.",)
+    return Verdict("cannot tell", title, (*why, *(_able(found) if found.given else ())), (*level, more))
 
 
 def _unsure(found: Evidence) -> Verdict | None:
@@ -182,7 +220,7 @@ def _few_labels(found: Evidence) -> Verdict | None:
     many = 4 * max(found.maps.labels, 50)
     return Verdict(
         "cannot tell",
-        f"Cannot tell yet: {found.maps.labels} labels of random draws do not show that any map tested explains them.",
+        f"Cannot tell yet: {found.maps.labels} labels do not show that the map to use explains any of them.",
         (found.maps.reason, *_able(found)),
         (
             f"Buy more of them (--labels {many}), or explore at once: spannerlm run learns more from chosen labels.",
@@ -198,16 +236,18 @@ def _features(found: Evidence) -> Verdict | None:
     if math.isnan(row.share.value):
         if not row.r2.high < EXPLAINED:
             return None
-        why = f"The best, {row.map}, explains {_percent(row.r2)} of the labels' variance within a prompt."
-    elif row.share.value < ENOUGH:
-        why = (
-            f"A policy fitted on the best, {row.map}, keeps {_percent(row.share)} of what tilting by the reward gains."
+        title = (
+            "Better features or labels first: the maps tested explain little of the labels, or these are mostly noise."
         )
+        why = f"The best, {row.map}, explains {_percent(row.r2)} of the labels' variance, noise included."
+    elif max(other.share.value for other in found.maps.rows) < ENOUGH:
+        title = "Better features first: none of the maps tested keeps half of what tilting by the reward gains."
+        why = f"A policy fitted on the map to use, {row.map}, keeps {_percent(row.share)} of it."
     else:
         return None
     return Verdict(
         "better features",
-        "Better features first: none of the maps tested tells good replies from others.",
+        title,
         (why, *_able(found)),
         ("Test maps of your own (coverage.features), such as a sentence encoder or what your raters look at.",),
     )
@@ -303,6 +343,17 @@ def _advice(found: Evidence) -> tuple[str, ...]:
     return (f"Explore with {10 * math.ceil(labels / 10)} labels{which}.",)
 
 
+def _stepwise(found: Evidence) -> tuple[str, ...]:
+    """Whether to go step by step, where it was looked at and the draws can tell."""
+    steps = found.steps
+    if steps is None or steps.helps is None:
+        return ()
+    if not steps.helps:
+        return ("Tilt whole answers: going step by step would not make them much cheaper.",)
+    times = f"{few(steps.fewer.value)} times fewer tokens, at least {few(steps.fewer.low)}"
+    return (f"Go step by step (multi-turn-spanner): an answer of the same quality takes about {times}.",)
+
+
 def _as_it_is() -> tuple[str, ...]:
     return ("Use the base model as it is.",)
 
@@ -311,15 +362,15 @@ def _base(reach: Reach) -> str:
     return short(reach.base.value)
 
 
-def _percent(share: Interval) -> str:
+def _percent(part: Interval) -> str:
     """ "73 % [61, 82]"; the value alone where the interval is undefined."""
-    if not (math.isfinite(share.low) and math.isfinite(share.high)):
-        return f"{few(100 * share.value)} %"
-    return f"{_whole(share.value)} % [{_whole(share.low)}, {_whole(share.high)}]"
+    if not (math.isfinite(part.low) and math.isfinite(part.high)):
+        return f"{few(100 * part.value)} %"
+    return f"{_whole(part.value)} % [{_whole(part.low)}, {_whole(part.high)}]"
 
 
-def _whole(share: float) -> str:
-    return f"{round(100 * share)}"
+def _whole(part: float) -> str:
+    return f"{round(100 * part)}"
 
 
 def _number(value: float) -> str:
