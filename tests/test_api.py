@@ -163,6 +163,7 @@ def test_a_run_directory_resumes_to_the_same_result(tmp_path: Path) -> None:
         ({"labels": 5, "batch": -1}, "batch"),
         ({"labels": 5, "explorer": "spaner"}, "explorer: expected one of .*passive"),
         ({"labels": 5, "beta": 0.1}, "an environment brings its own beta"),
+        ({"labels": 5, "segments": 8, "horizon": 2}, "an environment brings its own segments, horizon"),
         ({"labels": 5, "beta": 0.1, "kl": 2.0}, "give one of them"),
         ({"labels": 5, "beta": -0.1}, "positive beta"),
         ({"labels": 5, "kl": -1.0}, "kl: expected a budget of at least 0"),

@@ -155,3 +155,19 @@ def test_an_oracle_of_whole_responses_can_not_go_on() -> None:
     ):
         outcome(DrawRequest((0,), 3, None, {}, ((),)), tie(prompts=4))
     assert isinstance(ENV, TokenEnvironment)
+
+
+def test_the_levels_are_the_largest_scores_of_what_was_drawn() -> None:
+    with Ledger.open(None, meta=spec_meta(SPEC, 0), prompts=list(ENV.prompts)) as ledger:
+        run = Run(ENV, Roller(), ENV.reward(0), ledger, SPEC, seed=0)
+        theta = np.random.default_rng(0).standard_normal((6, 4))
+        assert np.all(run.step_levels(theta) == np.inf)
+        run.explore()
+        events = list(ledger.events())
+    best = np.full(6, -np.inf)
+    for event in events:
+        for record in event.draws if isinstance(event, Drawn) else ():
+            assert record.prefix is not None
+            h = len(record.prefix)
+            best[h] = max(best[h], *(float(phi @ theta[h]) for phi in record.features))
+    np.testing.assert_allclose(run.step_levels(theta), best)

@@ -14,7 +14,8 @@ import pytest
 
 from spannerlm.errors import InputError
 from spannerlm.features import feature_map
-from spannerlm.tilted import TiltedPolicy, load_policy, save_policy
+from spannerlm.segments import Segments
+from spannerlm.tilted import SteppedPolicy, TiltedPolicy, load_policy, save_policy
 
 sys.path.insert(0, str(Path(__file__).parent / "backends"))
 from tiny_models import make
@@ -127,3 +128,71 @@ def test_another_kl_lies_between_those_that_were_measured(tmp_path: Path) -> Non
         load_policy(folder, kl=3.0, model=make())
     with pytest.raises(InputError, match="one KL only"):
         load_policy(saved(tmp_path), kl=1.0, model=make())
+
+
+# --- step by step ---------------------------------------------------------------------------------------------------
+
+STEPS: dict[str, Any] = {"segments": {"tokens": 1}, "levels": [2.0, None]}
+
+
+def stepped(folder: Path, **changes: Any) -> Path:
+    return saved(folder, [[0.4, 1.0], [0.0, -0.5]], 0.8, **{**STEPS, **changes})
+
+
+def test_a_policy_of_steps_is_loaded_as_it_was_saved(tmp_path: Path) -> None:
+    policy = load_policy(stepped(tmp_path), model=make(max_new_tokens=2))
+    assert isinstance(policy, SteppedPolicy)
+    np.testing.assert_array_equal(policy.theta, [[0.4, 1.0], [0.0, -0.5]])
+    np.testing.assert_array_equal(policy.levels, [2.0, np.inf])
+    assert policy.beta == 0.8
+    oracle: Any = policy.oracle(["a"])
+    assert (oracle.segments, oracle.horizon) == (Segments(1), 2)
+
+
+def test_step_by_step_answers_have_the_exact_tilted_law(tmp_path: Path) -> None:
+    """Of two steps of one token the first: proportional to pi_ref exp(<theta, phi> / beta), phi = (logprob, length)."""
+    model = make(max_new_tokens=2)
+    policy = load_policy(stepped(tmp_path, levels=[2.0, 0.5]), model=model)
+    assert isinstance(policy, SteppedPolicy)
+    oracle: Any = policy.oracle(["the printer"])
+    first = oracle.extend([0], [()], 20_000, rng=np.random.default_rng(1))[0]
+    raw = first.counts / first.counts.sum() * np.exp(first.features @ policy.theta[0] / policy.beta)
+    law = dict(zip(first.responses, raw / raw.sum(), strict=True))
+    n = 1500
+    answer = policy.sample(["the printer"], n, rng=np.random.default_rng(0), draws=48)[0]
+    assert len(answer.responses) == n
+    assert answer.tokens is not None
+    assert answer.tokens <= answer.draws
+    starts = Counter(text.split(" ")[0] if text else "" for text in answer.responses)
+    for segment in sorted(law, key=lambda text: -law[text])[:6]:
+        text = oracle.joined(0, (segment,))
+        error = np.sqrt(law[segment] * (1 - law[segment]) / n)
+        assert starts[text] / n == pytest.approx(law[segment], abs=4.5 * error + 0.01), segment
+
+
+def test_answers_of_several_prompts_stay_apart(tmp_path: Path) -> None:
+    policy = load_policy(stepped(tmp_path, levels=[None, None]), model=make(max_new_tokens=2))
+    found = policy.sample(["a", "the printer"], 3, rng=np.random.default_rng(0))
+    assert [(a.prompt, len(a.responses), a.exhausted) for a in found] == [("a", 3, True), ("the printer", 3, True)]
+    assert all(3 * 16 <= a.draws <= 3 * 2 * 16 and a.draws % 16 == 0 for a in found)
+    with pytest.raises(InputError, match="at least one"):
+        policy.sample(["a"], 0, rng=np.random.default_rng(0))
+
+
+def test_what_a_policy_of_steps_does_not_have_is_refused(tmp_path: Path) -> None:
+    model = make(max_new_tokens=2)
+    with pytest.raises(InputError, match="kl: expected none for a policy of steps"):
+        load_policy(stepped(tmp_path), model=model, kl=1.0)
+    with pytest.raises(InputError, match="pass segments="):
+        load_policy(stepped(tmp_path, segments=None), model=model)
+    with pytest.raises(InputError, match="theta has 2 entries, the features 16"):
+        load_policy(stepped(tmp_path), model=model, features="before-eos:-1")
+    with pytest.raises(InputError, match="learned on whole responses: leave segments and turns out"):
+        load_policy(saved(tmp_path), model=model, segments=3)
+    with pytest.raises(InputError, match="expected no turns=, this run had none"):
+        load_policy(stepped(tmp_path), model=model, turns=lambda prompt, _: prompt)
+    with pytest.raises(InputError, match="turns= as in the run, where it was 'asks'"):
+        load_policy(stepped(tmp_path, turns="asks"), model=model)
+    with pytest.raises(InputError, match="tilts whole conversations"):
+        load_policy(saved(tmp_path, turns="asks"), model=model)
+    assert isinstance(load_policy(stepped(tmp_path, segments=None), model=model, segments=1), SteppedPolicy)

@@ -10,16 +10,18 @@ from typing import Any, Literal
 import numpy as np
 
 from spannerlm.backends import backend
+from spannerlm.backends.conversation import ConversationOracle, User
 from spannerlm.backends.oracle import ModelOracle
 from spannerlm.environments import TabularEnvironment, TokenEnvironment
 from spannerlm.errors import InputError
-from spannerlm.explorers import Explorer, explorer_by_name
-from spannerlm.features import feature_map
+from spannerlm.explorers import EXPLORERS, STEP_EXPLORERS, Explorer, explorer_by_name
+from spannerlm.features import FeatureMap, feature_map
 from spannerlm.ledger import Ledger
 from spannerlm.policy import Policy, TruncatedSoftmaxPolicy
 from spannerlm.records import Info, Spec
 from spannerlm.rewards import CompareFunction, RewardFunction
 from spannerlm.run import Result, Run, check_budget, explorer_meta, result_of, spec_meta
+from spannerlm.segments import Segments
 from spannerlm.tilted import save_policy
 
 DEFAULT_KL = 2.0
@@ -51,6 +53,9 @@ def explore(
     compare: CompareFunction | None = None,
     scale: float = 1.0,
     target_regret: float | None = None,
+    segments: Segments | Any = None,
+    horizon: int | None = None,
+    turns: User | None = None,
 ) -> Result:
     """What exploring with ``labels`` reward labels leads to: the policy, its history and its costs.
 
@@ -66,6 +71,13 @@ def explore(
     label. ``compare(prompts, completions, opponents, **columns)`` gives them, [k] numbers from 0 to 1 or None; an
     environment brings its own. ``scale`` is s of P(y preferred to y') = sigmoid((r - r') / s), in reward units:
     comparisons tell rewards only in units of it.
+
+    On a real model an explorer of steps needs ``beta`` and ``segments``, what a step is: a number of tokens,
+    ``"line"``, ``"sentence"``, a function (see `spannerlm.segments.segments`), and, unless that is a number of tokens,
+    ``horizon``, how many a response has at most. ``features`` are then those of a segment, ``draws`` counts segments,
+    and ``reward`` is asked for complete responses alone. With ``turns(prompt, replies)``, what a user says next or None
+    at the end, a step is a reply, a response a conversation of at most ``horizon`` replies (`ConversationOracle`); any
+    explorer may then be chosen, those of whole responses with features of H d.
 
     All of ``labels`` are spent, where as many distinct responses can be drawn, unless the explorer predicts a regret
     well below ``target_regret``, in reward units, before; ``draws=None`` means no limit on draws.
@@ -86,7 +98,8 @@ def explore(
     chosen = explorer_by_name(explorer)
     if env is not None:
         extra = {"prompts": prompts, "model": model, "reward": reward, "beta": beta, "kl": kl, "columns": columns}
-        unused = [name for name, value in {**extra, "compare": compare}.items() if value is not None]
+        extra |= {"compare": compare, "segments": segments, "horizon": horizon, "turns": turns}
+        unused = [name for name, value in extra.items() if value is not None]
         if unused:
             raise InputError(f"an environment brings its own {', '.join(unused)}: leave them out")
         spec = Spec(env.prompt_probs, env.dim, labels, draws, batch, beta=env.beta, fresh=True)
@@ -97,21 +110,30 @@ def explore(
     source, wanted = (reward, "reward") if feedback == "scalar" else (compare, "compare")
     if prompts is None or model is None or source is None:
         raise InputError(f"expected an environment, or prompts=, model= and {wanted}= for a real model")
+    _check_steps(chosen, segments, turns, beta, kl)
     loaded = _loaded(model, dict(generation or {}))
     phi = feature_map(features, getattr(loaded, "hidden_size", None))
-    oracle = ModelOracle(loaded, prompts, phi)
+    oracle = _oracle(loaded, prompts, phi, segments, horizon, turns)
     probs = np.full(len(prompts), 1.0 / len(prompts))
     spec = Spec(
-        probs, phi.dim, labels, draws, batch, beta, (DEFAULT_KL if kl is None else kl) if beta is None else None
+        probs, oracle.dim, labels, draws, batch, beta, (DEFAULT_KL if kl is None else kl) if beta is None else None
     )
     spec = replace(spec, feedback=feedback, scale=float(scale), target_regret=target_regret)
+    if oracle.horizon is not None:
+        spec = replace(spec, dim=phi.dim * oracle.horizon, horizon=oracle.horizon)
     local = isinstance(model, str) and Path(model).exists()
     name = str(Path(model).resolve()) if local else model if isinstance(model, str) else None
     described = None if callable(features) and not hasattr(features, "spec") else phi.spec()
-    about = {"model": name, "options": dict(generation or {}), "features": described}
+    about: dict[str, Any] = {"model": name, "options": dict(generation or {}), "features": described}
+    if isinstance(oracle, ConversationOracle):
+        about["turns"] = getattr(turns, "__qualname__", type(turns).__qualname__)
+    elif oracle.segments is not None:
+        about["segments"] = None if oracle.segments.ends is not None else oracle.segments.spec()
     sources = {"reward": reward, "compare": compare}
     result = _drive(oracle, chosen, sources, spec, seed, columns, run_dir, lambda _: {}, about, in_doubt)
     if run_dir is not None:
+        if result.levels is not None:
+            about["levels"] = [float(level) if np.isfinite(level) else None for level in result.levels]
         save_policy(Path(run_dir), result.theta, getattr(result.policy, "beta", float("nan")), about)
     return result
 
@@ -126,6 +148,42 @@ def _check_feedback(feedback: str, compare: CompareFunction | None, scale: float
     for name, value in (("scale", scale), ("target_regret", target_regret)):
         if value is not None and not 0.0 < value < np.inf:
             raise InputError(f"{name}: expected a positive number of reward units, got {value}")
+
+
+def _check_steps(explorer: Explorer, segments: Any, turns: User | None, beta: float | None, kl: float | None) -> None:
+    """Raise `InputError` where the explorer acts step by step and the rest does not, or the other way round."""
+    if segments is not None and turns is not None:
+        raise InputError(
+            f"segments: expected none where a step is a reply of turns, got {segments!r}: give one of them"
+        )
+    if explorer.name in EXPLORERS and segments is not None:
+        raise InputError(
+            f"explorer: expected one that acts step by step where segments={segments!r} is given, "
+            f"{' or '.join(STEP_EXPLORERS)}, got {explorer.name!r}: choose another, or leave segments out"
+        )
+    if explorer.name not in STEP_EXPLORERS:
+        return
+    if segments is None and turns is None:
+        raise InputError(
+            f"segments: expected what a step is for explorer {explorer.name!r}, got None: try segments=8, in tokens"
+        )
+    if beta is None:
+        given = "neither beta nor kl" if kl is None else f"kl={kl:g}"
+        raise InputError(f"beta: expected a KL temperature for explorer {explorer.name!r}, got {given}: give beta")
+
+
+def _oracle(
+    model: Any, prompts: Sequence[str], features: FeatureMap, segments: Any, horizon: int | None, turns: User | None
+) -> ModelOracle | ConversationOracle:
+    """What the explorer draws from. Raises `InputError` where nothing says how many steps there are at most."""
+    if turns is not None:
+        if horizon is None:
+            raise InputError("horizon: expected how many replies a conversation has at most, got None: try horizon=4")
+        return ConversationOracle(model, prompts, features, turns, horizon=horizon)
+    oracle = ModelOracle(model, prompts, features, segments=segments, horizon=horizon)
+    if oracle.segments is not None and oracle.horizon is None:
+        raise InputError(f"horizon: expected how many segments ({oracle.segments}) a response has at most, got None")
+    return oracle
 
 
 def _loaded(model: Any, options: dict[str, Any]) -> Any:

@@ -23,7 +23,7 @@ from spannerlm.backends.oracle import ModelOracle
 from spannerlm.config import RunConfig, dump_config, load_config
 from spannerlm.errors import InputError, LedgerCorruptError
 from spannerlm.evaluation import EvaluationPool
-from spannerlm.explorers import Explorer, explorer_by_name
+from spannerlm.explorers import STEP_EXPLORERS, Explorer, explorer_by_name
 from spannerlm.features import FeatureMap, feature_map
 from spannerlm.files import durable_write, sync_folder
 from spannerlm.inputs import read_prompts
@@ -250,7 +250,13 @@ def fingerprint(config: RunConfig) -> str | None:
 
 
 def build_explorer(config: RunConfig) -> Explorer:
-    """The explorer that the configuration names, with its settings; `InputError` for a setting it does not have."""
+    """The explorer that the configuration names, with its settings; `InputError` for a setting it does not have, or for
+    one that acts step by step, whose policies the report cannot compare on whole held-out responses."""
+    if config.explorer in STEP_EXPLORERS:
+        raise InputError(
+            f"explorer: expected one of whole responses for a run with a report, got {config.explorer!r}: in Python, "
+            "spannerlm.explore(..., segments=...) runs it on a model"
+        )
     return explorer_by_name(config.explorer, config.explorer_settings)
 
 

@@ -37,7 +37,7 @@ from spannerlm.records import (
 )
 from spannerlm.rewards import CompareFunction, RewardFunction, call_comparison, call_reward, is_pure
 from spannerlm.samplers import Accepted, softmax_sampler
-from spannerlm.stepwise import rolled
+from spannerlm.stepwise import largest_scores, rolled
 
 Measure = Callable[[Policy], Info]
 """What a row of the history says of a policy beyond its costs: its regret, its value."""
@@ -63,6 +63,8 @@ class Result:
     state: Any
     """The explorer's last state."""
     run_dir: Path | None
+    levels: FloatArray | None = None
+    """[H] largest score of any segment drawn at each step (`step_levels`); None where the policy has no steps."""
 
     @property
     def theta(self) -> FloatArray:
@@ -186,13 +188,11 @@ class Run:
             self.reason, self._stop = event.reason, event
         if isinstance(event, Drawn):
             for draws in event.draws:
-                if draws.prefix is not None:
-                    self._segments.setdefault((draws.prompt, draws.prefix), {}).update(
-                        zip(draws.responses, draws.features, strict=True)
-                    )
-                    continue
-                for response, phi in zip(draws.responses, draws.features, strict=True):
+                rows = dict(zip(draws.responses, draws.features, strict=True))
+                for response, phi in rows.items() if draws.prefix is None else ():
                     self._rows.setdefault((draws.prompt, response), phi)
+                if draws.prefix is not None:
+                    self._segments.setdefault((draws.prompt, draws.prefix), {}).update(rows)
             self._fold_paths(event)
         if purpose == "evaluate":
             if isinstance(event, Drawn):
@@ -219,6 +219,10 @@ class Run:
             phi[: sum(map(len, steps))] = np.concatenate(steps)
             self._rows.setdefault((path.prompt, path.response), phi)
 
+    def step_levels(self, theta: FloatArray) -> FloatArray:
+        """[H] largest score under theta [H, d] of any segment drawn so far at each step; inf where there is none."""
+        return largest_scores(theta, ((len(prefix), rows.values()) for (_, prefix), rows in self._segments.items()))
+
     def _row(self, counts: Counts) -> None:
         """Add a row to the history, unless this number of labels has one."""
         if self.history and self.history[-1]["labels"] == counts.labels:
@@ -227,10 +231,8 @@ class Run:
             policy, progress = self.explorer.policy(self.state), self.explorer.progress(self.state)
         with self.stopwatch.part("evaluation"):
             measured = self.measure(policy)
-        spent = {"labels": counts.labels, "draws": counts.draws}
-        if hasattr(self.oracle, "tokens"):
-            spent["tokens"] = counts.tokens
-        self.history.append({**spent, **measured, **progress})
+        tokens = {"tokens": counts.tokens} if hasattr(self.oracle, "tokens") else {}
+        self.history.append({"labels": counts.labels, "draws": counts.draws, **tokens, **measured, **progress})
 
     # --- execution --------------------------------------------------------------------------------------------------
 
@@ -252,8 +254,8 @@ class Run:
             Draws(x, a.responses, np.ones(1, dtype=np.int64), a.features)
             for x, a in zip(request.prompts, accepted, strict=True)
         )
-        spent, exhausted = sum(a.spent for a in accepted), tuple(a.exhausted for a in accepted)
-        return Drawn(draws, spent, exhausted, request.info, tokens=self._tokens(seen))
+        exhausted = tuple(a.exhausted for a in accepted)
+        return Drawn(draws, sum(a.spent for a in accepted), exhausted, request.info, tokens=self._tokens(seen))
 
     def _tokens(self, draws: Sequence[Draws]) -> int:
         """Tokens of these draws; 0 where the oracle counts none."""
@@ -356,25 +358,24 @@ class Run:
 
 def result_of(run: Run, run_dir: Path | None) -> Result:
     """The result of a run that has stopped."""
-    counts = run.ledger.counts
+    counts, policy = run.ledger.counts, run.explorer.policy(run.state)
     return Result(
         labels=counts.labels,
         draws=counts.draws,
-        policy=run.explorer.policy(run.state),
+        policy=policy,
         history=run.history,
         reason=run.reason,
         counts=counts,
         explorer=run.explorer,
         state=run.state,
         run_dir=run_dir,
+        levels=run.step_levels(policy.theta) if policy.theta.ndim == 2 else None,
     )
 
 
 def explorer_meta(explorer: Explorer) -> dict[str, Any]:
     """Name and settings of an explorer, as a ledger keeps them."""
-    settings: dict[str, Any] = {}
-    if is_dataclass(explorer) and not isinstance(explorer, type):
-        settings = asdict(explorer)
+    settings: dict[str, Any] = asdict(explorer) if is_dataclass(explorer) and not isinstance(explorer, type) else {}
     return {"explorer": explorer.name, "settings": settings}
 
 

@@ -7,7 +7,7 @@ can run code when it is read.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,12 +18,17 @@ from safetensors.numpy import load_file, save
 from scipy.special import gammainccinv
 
 from spannerlm.backends import backend
+from spannerlm.backends.conversation import ConversationOracle, User
 from spannerlm.backends.oracle import ModelOracle, TextModel
 from spannerlm.errors import InputError
 from spannerlm.features import FeatureMap, feature_map
 from spannerlm.files import durable_write, sync_folder
+from spannerlm.oracle import TokenOracle
 from spannerlm.records import FloatArray
 from spannerlm.samplers import adaptive_samples, pool_sample
+from spannerlm.segments import Segments
+from spannerlm.segments import segments as parsed_segments
+from spannerlm.stepwise import walked
 
 FORMAT = 1
 """Version of the two files' layout."""
@@ -46,6 +51,8 @@ class Answer:
     """Base draws spent."""
     exhausted: bool
     """True where the cap on draws was hit first: the law is then only approximately the tilted one."""
+    tokens: int | None = None
+    """Tokens generated, where a policy of steps has counted them."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,6 +93,45 @@ class TiltedPolicy:
         return tuple(answers)
 
 
+@dataclass(frozen=True, eq=False)
+class SteppedPolicy:
+    """pi_ref tilted step by step by exp(<theta_h, phi_h> / beta), with the model that it tilts (THEORY 5)."""
+
+    theta: FloatArray
+    """[H, d]"""
+    beta: float
+    oracle: Callable[[Sequence[str]], TokenOracle]
+    """The oracle of given prompts: model, features, and what a step is, a segment or a reply of a conversation."""
+    levels: FloatArray
+    """[H] largest score that the run saw at each step: a step of an answer may end where a key lies above it."""
+
+    def sample(
+        self, prompts: Sequence[str], n: int, *, rng: np.random.Generator, draws: int = 16, block: int = 4
+    ) -> tuple[Answer, ...]:
+        """[m] ``n`` responses of the policy to each prompt, put together step by step by `spannerlm.stepwise.walked`.
+
+        A step makes at most ``draws`` segments, ``block`` at a time. Its law is off by at most (1 - 1/C)^draws in total
+        variation, C the coverage of that step; ``exhausted`` says that some step ended at the cap. Cost: at most H
+        ``draws`` segments per response, about H C where scores at different prefixes are of one scale.
+        """
+        if n < 1:
+            raise InputError(f"n: expected at least one response per prompt, got {n}")
+        rows = [x for x in range(len(prompts)) for _ in range(n)]
+        walk = walked(
+            self.oracle(prompts), rows, self.theta, self.beta, draws, levels=self.levels, block=block, rng=rng
+        )
+        return tuple(
+            Answer(
+                prompt,
+                tuple(path.response for path in walk.paths[x * n : (x + 1) * n]),
+                sum(walk.draws[x * n : (x + 1) * n]),
+                any(walk.exhausted[x * n : (x + 1) * n]),
+                sum(walk.tokens[x * n : (x + 1) * n]),
+            )
+            for x, prompt in enumerate(prompts)
+        )
+
+
 def save_policy(directory: Path, theta: FloatArray, beta: float, about: Mapping[str, Any]) -> None:
     """Write ``policy.safetensors`` and ``policy.json``, atomically. ``about``: model, options, features, coverage."""
     durable_write(directory / "policy.safetensors", save({"theta": np.ascontiguousarray(theta)}))
@@ -95,13 +141,20 @@ def save_policy(directory: Path, theta: FloatArray, beta: float, about: Mapping[
 
 
 def load_policy(
-    run_dir: Path | str, *, kl: float | None = None, model: TextModel | None = None, features: FeatureMap | Any = None
-) -> TiltedPolicy:
+    run_dir: Path | str,
+    *,
+    kl: float | None = None,
+    model: TextModel | None = None,
+    features: FeatureMap | Any = None,
+    segments: Segments | Any = None,
+    turns: User | None = None,
+) -> TiltedPolicy | SteppedPolicy:
     """The policy that a run has learned, with its model loaded; pass ``model`` or ``features`` to use your own.
 
-    ``kl``: at another KL budget than the run's, in nats, such as the one that its report recommends. A run whose
-    features are a Python function needs ``features``. Raises `InputError` where the files are missing, not of this
-    format, or no safetensors (a pickle is refused).
+    A `SteppedPolicy` where the run learned step by step. ``kl``: at another KL budget than the run's, in nats, such as
+    the one that its report recommends. A run whose features, or whose ends of segments, are a Python function needs
+    ``features``, or ``segments``; one on conversations needs its ``turns``. Raises `InputError` where the files are
+    missing, not of this format, or no safetensors (a pickle is refused).
     """
     directory = Path(run_dir)
     about, theta = _read(directory)
@@ -116,12 +169,52 @@ def load_policy(
     if features is None:
         raise InputError(f"{directory}: this policy's features are a Python function: pass features= as in the run")
     phi = feature_map(features, getattr(model, "hidden_size", None))
-    if phi.dim != len(theta):
-        raise InputError(f"{directory}: theta has {len(theta)} entries, the features {phi.dim}: not the run's features")
+    if about.get("turns") is not None and theta.ndim == 1:
+        raise InputError(
+            f"{directory}: this policy tilts whole conversations: draw from the policy of explore's result"
+        )
+    if phi.dim != theta.shape[-1]:
+        raise InputError(
+            f"{directory}: theta has {theta.shape[-1]} entries, the features {phi.dim}: not the run's features"
+        )
+    if theta.ndim == 2:
+        return _stepped(directory, about, theta, model, phi, kl, segments, turns)
+    if segments is not None or turns is not None:
+        raise InputError(f"{directory}: this policy was learned on whole responses: leave segments and turns out")
     beta, coverage = about["beta"], about.get("coverage")
     if kl is not None:
         beta, coverage = _at_kl(about, kl)
     return TiltedPolicy(theta, float("inf") if beta is None else float(beta), model, phi, coverage)
+
+
+def _stepped(
+    directory: Path,
+    about: Mapping[str, Any],
+    theta: FloatArray,
+    model: TextModel,
+    features: FeatureMap,
+    kl: float | None,
+    segments: Segments | Any,
+    turns: User | None,
+) -> SteppedPolicy:
+    """The policy of these files, theta [H, d]."""
+    if kl is not None:
+        raise InputError(f"kl: expected none for a policy of steps, which has the beta it was learned at, got {kl:g}")
+    levels = np.array([np.inf if level is None else level for level in about["levels"]])
+    known, user = about.get("segments"), about.get("turns")
+    if (turns is None) != (user is None):
+        wanted = "no turns=, this run had none" if user is None else f"turns= as in the run, where it was {user!r}"
+        raise InputError(f"{directory}: expected {wanted}")
+    if turns is None and segments is None and known is None:
+        raise InputError(f"{directory}: what ends a segment was a Python function: pass segments= as in the run")
+    step = None if turns is not None else parsed_segments(known if segments is None else segments)
+
+    def oracle(prompts: Sequence[str]) -> TokenOracle:
+        if turns is not None:
+            return ConversationOracle(model, prompts, features, turns, horizon=len(theta))
+        return ModelOracle(model, prompts, features, segments=step, horizon=len(theta))
+
+    return SteppedPolicy(theta, float(about["beta"]), oracle, levels)
 
 
 def _at_kl(about: Mapping[str, Any], kl: float) -> tuple[float, float]:
