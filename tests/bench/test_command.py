@@ -58,10 +58,24 @@ def test_an_infinity_is_text_in_the_document_and_a_sign_in_the_table(call, monke
     assert "– [0, ∞]" in call("bench", "quick")[1]
 
 
+def test_locks_are_counted_in_tokens(call):
+    args = ["bench", "quick", "--environments", "gated-lock", "--explorers", "passive", "--seeds", "1", "--quiet"]
+    status, text, _ = call(*args, "--json")
+    record = json.loads(text)["table"][0]
+    assert (status, record["tokens"]["value"]) == (0, 8 * record["draws"]["value"])  # H = 8 tokens a sequence
+    _, out, _ = call(*args[:-1])
+    assert "labels, tokens: until regret" in out
+    assert "draws" not in out
+
+
 @pytest.mark.parametrize(
     ("args", "status", "message"),
     [
-        (["quikc"], 2, "Error: suite: expected one of quick, rivals, paper, got 'quikc': did you mean 'quick'?"),
+        (
+            ["quikc"],
+            2,
+            "Error: suite: expected one of quick, rivals, multi-turn, paper, got 'quikc': did you mean 'quick'?",
+        ),
         (["quick", "--explorers", "pasive"], 2, "got 'pasive': did you mean 'passive'?"),
         (["quick", "--explorers", ","], 2, "explorers: expected at least one name, got none"),
         (["quick", "--seeds", "0"], 2, "--seeds"),

@@ -16,7 +16,7 @@ import pytest
 import spannerlm
 from spannerlm.bench import SCHEMA, Job, Suite, load_rows, load_suite, run_suite
 from spannerlm.bench.rows import work
-from spannerlm.environments import environment
+from spannerlm.environments import environment, token_environment
 from spannerlm.errors import InputError, LedgerLockedError
 from spannerlm.explorers import explorer_by_name
 from spannerlm.ledger.lock import Lock
@@ -48,6 +48,49 @@ def test_rows_are_the_history_of_the_same_exploration():
     assert set(rows["job"]) == {JOB.key}
     assert set(rows["status"]) == {"done"}
     assert rows["predicted_regret"] == rows["warning"] == [None] * 4
+
+
+LOCK = replace(
+    JOB, task="gated", environment="gated-lock", parameters={"horizon": 3}, modifiers={}, explorer="multi-turn-spanner",
+    settings={}, variant="steps",
+)  # fmt: skip
+
+
+def test_rows_of_a_token_environment_say_tokens_and_what_it_is():
+    rows = work("s", LOCK)
+    env = token_environment("gated-lock", horizon=3, seed=3)
+    history = spannerlm.explore(env, explorer="multi-turn-spanner", labels=60, batch=20, seed=10_003).history
+    for name in ("labels", "draws", "tokens", "regret"):
+        assert rows[name] == [row[name] for row in history]
+    assert rows["tokens"] == rows["draws"]  # one action is one token
+    sizes = {name: set(rows[name]) for name in ("horizon", "c_cov", "c_cond")}
+    assert sizes == {"horizon": {3}, "c_cov": {env.coverage()}, "c_cond": {env.step_coverage()}}
+    whole = work("s", replace(LOCK, explorer="passive"))
+    assert whole["tokens"] == [3 * draws for draws in whole["draws"]]
+    blocks = work("s", replace(LOCK, modifiers={"blocks": {"m": 3}}))
+    assert blocks["tokens"] == [3 * draws for draws in blocks["draws"]]
+    table = work("s", JOB)
+    assert {value for name in ("tokens", "horizon", "c_cov", "c_cond") for value in table[name]} == {None}
+
+
+@pytest.mark.parametrize(
+    ("job", "message"),
+    [
+        (replace(JOB, explorer="multi-turn-spanner", settings={}), "expected a token environment for 'multi-turn"),
+        (replace(LOCK, drawn=True), "drawn: expected a table, got the token family 'gated-lock'"),
+    ],
+)
+def test_what_only_the_other_kind_of_environment_has_is_refused(job, message):
+    rows = work("s", job)
+    assert rows["status"] == ["failed"]
+    assert message in rows["error"][0]
+
+
+def test_rows_that_were_stored_before_there_were_tokens_are_read(tmp_path):
+    rows = run_suite(small(1), tmp_path, jobs=1)
+    file = tmp_path / "rows" / f"{small(1).jobs[0].key}.parquet"
+    pq.write_table(pq.read_table(file).drop_columns(["tokens", "horizon", "c_cov", "c_cond"]), file)
+    assert load_rows(tmp_path).equals(rows)
 
 
 def test_what_an_explorer_says_of_itself_reaches_the_rows(monkeypatch):

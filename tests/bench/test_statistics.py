@@ -27,11 +27,11 @@ INF, NAN = math.inf, math.nan
 
 
 def table(labels, regret, **given):
-    """Rows of one job; draws are 10 times the labels."""
+    """Rows of one job; draws are 10 times the labels, tokens 5 times the draws."""
     fixed = {"job": "a", "suite": "s", "task": "t", "variant": "v", "explorer": "v", "environment": "e", "seed": 0}
     fixed |= {"start": float(regret[0]), "phase": "x", "status": "done", **given}
     rows = [
-        {**fixed, "labels": int(n), "draws": 10 * int(n), "rounds": i, "regret": float(r)}
+        {**fixed, "labels": int(n), "draws": 10 * int(n), "tokens": 50 * int(n), "rounds": i, "regret": float(r)}
         for i, (n, r) in enumerate(zip(labels, regret, strict=True))
     ]
     return pa.Table.from_pylist(rows, schema=SCHEMA)
@@ -49,7 +49,7 @@ def slowly_held(labels, regret, share, hold, spacing):
                 continue
             window = [r for n, r in zip(labels, regret, strict=True) if first <= n <= end]
         if all(r <= share * regret[0] for r in window):
-            return labels[i], 10 * labels[i], i
+            return labels[i], 10 * labels[i], i, 50 * labels[i]
     return NEVER
 
 
@@ -67,10 +67,23 @@ def test_first_held_is_the_first_row_of_a_window_that_stays_low(spacing):
     assert 0.2 < np.mean(np.isfinite(found)) < 0.98  # both outcomes were met
 
 
+@pytest.mark.parametrize("low", [0.05, 0.5])
+def test_a_table_has_no_tokens_whether_it_held_or_not(low):
+    rows = table(range(0, 160, 20), [1.0, *[low] * 7])
+    position = rows.schema.get_field_index("tokens")
+    tokenless = rows.set_column(position, SCHEMA.field("tokens"), pa.nulls(rows.num_rows, pa.int64()))
+    assert first_held(tokenless)[:3] == first_held(rows)[:3]
+    assert math.isnan(first_held(tokenless).tokens)
+    record = summary(tokenless, "v")[0]
+    assert math.isnan(record["tokens"].value)
+    assert math.isnan(record["ratio_tokens"].value)
+    assert summary(rows, "v")[0]["tokens"].value == (1000.0 if low < 0.1 else INF)
+
+
 def test_first_held_with_rows_every_spacing_labels_is_the_count_of_rows():
     regret = [1.0, 0.05, 0.3, 0.1, 0.02, 0.1, 0.09, 0.4]
     rows = table(range(0, 160, 20), regret)
-    assert first_held(rows) == first_held(rows, spacing=20) == (60.0, 600.0, 3.0)
+    assert first_held(rows) == first_held(rows, spacing=20) == (60.0, 600.0, 3.0, 3000.0)
     assert first_held(rows, hold=5) == NEVER
 
 

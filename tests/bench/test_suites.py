@@ -7,9 +7,9 @@ import pytest
 
 from spannerlm.bench import SUITES, suite_by_name, suites
 from spannerlm.bench.suites import HELD_OUT, TUNING
-from spannerlm.environments import environment
+from spannerlm.environments import TOKEN_FAMILIES, environment, token_environment
 from spannerlm.errors import InputError
-from spannerlm.explorers import explorer_by_name
+from spannerlm.explorers import STEP_EXPLORERS, explorer_by_name
 
 
 @pytest.mark.parametrize("name", SUITES)
@@ -18,7 +18,8 @@ def test_every_line_builds_its_environment_and_its_explorer(name):
     json.dumps([asdict(job) for job in suite.jobs])
     for block in SUITES[name].blocks:
         for task in block.tasks:
-            assert environment(task.environment, **task.parameters, seed=0, modifiers=task.modifiers).coverage() > 1.0
+            made = token_environment if task.environment in TOKEN_FAMILIES else environment
+            assert made(task.environment, **task.parameters, seed=0, modifiers=task.modifiers).coverage() > 1.0
         for variant in block.variants:
             explorer_by_name(variant.explorer, variant.settings)
     assert len({(job.task, job.variant) for job in suite.jobs}) == len(suite.jobs)  # no two lines of one name
@@ -51,13 +52,30 @@ def test_lines_are_chosen_by_their_name_or_family_and_known_ones_are_added():
     assert max(job.labels for job in suite_by_name("quick", ["passive"]).jobs) == 6000  # its long budget
 
 
+def test_token_families_stand_beside_tables_and_only_they_meet_explorers_of_steps():
+    locks = suite_by_name("multi-turn").jobs
+    assert {job.environment for job in locks} == {"delayed-lock", "gated-lock"}
+    assert {job.explorer for job in locks} > {"multi-turn-spanner", "directed"}
+    chosen = suite_by_name("quick", ["multi-turn-spanner", "passive"], ["gated-lock"], seeds=1)
+    assert [(job.environment, job.explorer) for job in chosen.jobs] == [
+        ("gated-lock", "multi-turn-spanner"),
+        ("gated-lock", "passive"),
+    ]
+    tables = suite_by_name("multi-turn", environments=["tie"], seeds=1).jobs  # whoever can, where nobody was named
+    assert {job.explorer for job in tables} == {"directed", "spanner-sampling", "passive"}
+    steps = {job.environment for job in suite_by_name("paper").jobs if job.explorer in STEP_EXPLORERS}
+    assert steps == {"delayed-lock", "gated-lock"}
+
+
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (("quikc",), "suite: expected one of quick, rivals, paper, got 'quikc': did you mean 'quick'?"),
+        (("quikc",), "suite: expected one of quick, rivals, multi-turn, paper, got 'quikc': did you mean 'quick'?"),
         (("quick", ["pasive"]), "got 'pasive': did you mean 'passive'?"),
         (("quick", None, ["ty"]), "environments: expected one of rare-skill p=.1, rare-skill, "),
         (("quick", []), "explorers: expected at least one name, got none"),
+        (("quick", ["multi-turn-spanner"], ["tie"]), "expected a token environment for 'multi-turn-spanner'"),
+        (("multi-turn", ["multi-turn-spanner"], ["tie"]), "got 'tie': choose environments among additive-lock, "),
         (("quick", None, None, 0), "seeds: expected at least 1, from 0 or above, got 0 from 0"),
     ],
 )

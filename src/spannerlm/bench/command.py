@@ -18,6 +18,7 @@ EXAMPLES = examples(
     "spannerlm bench quick --explorers passive,spanner-sampling --environments tie --seeds 2",
     "spannerlm bench rivals --jobs 16 --json > rivals.json",
     "spannerlm bench rivals --engine ray --jobs 64",
+    "spannerlm bench multi-turn",
     "spannerlm bench paper --rivals runs/bench-rivals",
 )
 
@@ -30,7 +31,9 @@ class Workers(StrEnum):
 
 
 def bench(
-    suite: Annotated[str, typer.Argument(metavar="SUITE", help="quick, rivals or paper.", show_default=False)],
+    suite: Annotated[
+        str, typer.Argument(metavar="SUITE", help="quick, rivals, multi-turn or paper.", show_default=False)
+    ],
     explorers: Annotated[
         str | None, typer.Option(metavar="A,B", help="Explorers, by name; otherwise the suite's.")
     ] = None,

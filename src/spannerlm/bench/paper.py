@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from spannerlm.bench.paper_claims import coverage, foresight, harmless, interventions, rare, rivals
+from spannerlm.bench.paper_claims import coverage, foresight, harmless, interventions, rare, rivals, stepwise
 from spannerlm.bench.paper_direct import samplers, sign_vectors
 from spannerlm.bench.paper_figures import CLAIM, build
 from spannerlm.bench.paper_plan import MISSPECIFIED
@@ -28,7 +28,7 @@ TEMPLATE = Path(__file__).parent.with_name("templates") / "paper.html"
 
 
 def paper_numbers(rows: pa.Table, rivals_rows: tuple[pa.Table, str, str] | None = None) -> dict[str, Any]:
-    """All numbers of the page by claim, a to g; a claim without rows is empty.
+    """All numbers of the page by claim, a to h; a claim without rows is empty.
 
     ``rivals_rows``: (rows, reference, where they come from) of a suite `rivals`; else (f) and (g) have the paper
     suite's own.
@@ -41,6 +41,7 @@ def paper_numbers(rows: pa.Table, rivals_rows: tuple[pa.Table, str, str] | None 
         "c": interventions(found),
         "d": samplers(),
         "e": harmless(found),
+        "h": stepwise(found),
     }
     signs = sign_vectors()
     if signs is not None:

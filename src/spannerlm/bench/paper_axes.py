@@ -24,6 +24,8 @@ LOOKS = {
     "xpo": (PURPLE, "^"),
     "thompson": (GREEN, "v"),
     "coreset": (SKY, "P"),
+    "multi-turn-spanner": (GREEN, "*"),
+    "multi-turn-spanner-paper": (PURPLE, "p"),
 }
 """Colour and marker of each explorer, the same in every figure."""
 
@@ -71,10 +73,11 @@ def line(
         axes.vlines(x, low, high, color=look["color"], linewidth=1.2, alpha=0.7)
 
 
-def growth(axes: Axes, name: str, points: Sequence[Numbers], cost: str, dashed: bool = False) -> None:
-    """A curve of one cost; hollow marks where fewer than half of the seeds got there."""
+def growth(axes: Axes, name: str, points: Sequence[Numbers], cost: str, dashed: bool = False, beside: str = "") -> None:
+    """A curve of one cost, ``beside`` under its name in the key; hollow marks where fewer than half of the seeds got
+    there."""
     own = look(name, dashed)
-    line(axes, name, [(p["x"], p[cost]) for p in points], own)
+    line(axes, f"{name}{beside}", [(p["x"], p[cost]) for p in points], own)
     hollow = [p for p in points if p["reached"] < 0.5]
     style = {**own, "linestyle": "none", "markerfacecolor": "white", "zorder": 4}
     axes.plot([p["x"] for p in hollow], [p[cost]["value"] for p in hollow], **style)

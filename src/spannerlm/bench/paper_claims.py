@@ -27,6 +27,7 @@ from spannerlm.bench.statistics import (
     summary,
     value_at,
 )
+from spannerlm.explorers import STEP_EXPLORERS
 from spannerlm.records import FloatArray
 
 Numbers = dict[str, Any]
@@ -40,14 +41,19 @@ LOOKED_AT = (20, 40, 60, 100, 200, 300, 400, 600)
 DRAWN_AT = (40, 80, 160, 320)
 """Labels at which a run is a mark in the scatter."""
 PREDICTIONS = {"expected": "predicted_regret", "wide": "predicted_regret_wide"}
+LOCKED = 0.05
+"""Share of the regret at which a lock counts as opened."""
 BUDGETS = tuple(range(40, 601, 40))
 """Labels at which regret is compared where exploring must not hurt."""
 
 
-def costs(tables: Sequence[pa.Table], share: float = TARGET, column: str = "regret") -> FloatArray:
+def costs(
+    tables: Sequence[pa.Table], share: float = TARGET, column: str = "regret", costing: str = "draws"
+) -> FloatArray:
     """[4, S] labels, draws and updates of each job to the target, or at its last row; and whether it got there.
 
-    Updates of the policy are as the explorer counts them, else label requests.
+    ``costing``: the column that stands for draws, which may be tokens. Updates of the policy are as the explorer counts
+    them, else label requests.
     """
     found = []
     for rows in tables:
@@ -55,7 +61,7 @@ def costs(tables: Sequence[pa.Table], share: float = TARGET, column: str = "regr
         reached = bool(np.isfinite(held.labels))
         row = rows.slice(int(held.rounds) if reached else rows.num_rows - 1, 1).to_pylist()[0]
         updates = row["rounds"] if row["updates"] is None else row["updates"]
-        found.append([row["labels"], row["draws"], updates, float(reached)])
+        found.append([row["labels"], row[costing], updates, float(reached)])
     return np.asarray(found, dtype=np.float64).reshape(-1, 4).T
 
 
@@ -225,23 +231,62 @@ def foresight(realizable: Runs, misspecified: Runs, source: str) -> Numbers:
     return numbers if len(numbers) > 1 else {}
 
 
+def stepwise(runs: Runs) -> Numbers:
+    """(h) Locks: tokens and labels to 5 % of the regret against H, by family and explorer, and what is exact.
+
+    ``exponent_tokens`` and ``exponent_labels`` are over H, ``rate_tokens`` is e of a growth like 2^(e H). ``exact``:
+    C_cov H tokens, for one answer of the whole optimum by rejection, at every H that was run; median over seeds.
+    """
+    found: Numbers = {}
+    for family, horizons in plan.STEPWISE.items():
+        tasks = [(float(h), plan.lock_task(family, h)) for h in horizons]
+        methods = {}
+        for variant in _variants(runs, f"h: {family} "):
+            growth = _growth(runs, variant, tasks, share=LOCKED, costing="tokens")
+            if growth["points"]:
+                methods[variant] = {**growth, "steps": variant in STEP_EXPLORERS}
+        exact = []
+        for h, task in tasks:
+            tables = [table for (name, _), seeds in runs.items() if name == task for table in seeds.values()]
+            if tables:
+                c_cov, c_cond = (float(np.median([t[c][0].as_py() for t in tables])) for c in ("c_cov", "c_cond"))
+                exact.append({"x": h, "tokens": c_cov * h, "c_cov": c_cov, "c_cond": c_cond})
+        if methods:
+            single = [(2.0 ** p["x"], np.array([p["tokens"]])) for p in exact]
+            found[family] = {"methods": methods, "exact": exact, "rate_exact": _exponent(single)}
+    return found
+
+
 # --- parts ------------------------------------------------------------------------------------------------------------
 
 
-def _growth(runs: Runs, variant: str, tasks: Sequence[tuple[float, str]], column: str = "regret") -> Numbers:
-    """Costs of one variant against x, and their exponents: over seeds that every task has, where they share any."""
+def _growth(
+    runs: Runs,
+    variant: str,
+    tasks: Sequence[tuple[float, str]],
+    column: str = "regret",
+    share: float = TARGET,
+    costing: str = "draws",
+) -> Numbers:
+    """Costs of one variant against x, and their exponents: over seeds that every task has, where they share any.
+
+    With ``costing`` tokens these take the place of draws, and ``rate_tokens`` is e of tokens like 2^(e x).
+    """
     cells = [(x, runs.get((task, variant), {})) for x, task in tasks]
     cells = [(x, cell) for x, cell in cells if cell]
     seeds = _common([cell for _, cell in cells])
     size = len(seeds) if seeds else min((len(cell) for _, cell in cells), default=0)
     chosen = [(x, [cell[s] for s in seeds or sorted(cell)[:size]]) for x, cell in cells]
-    found = [(x, costs(tables, column=column)) for x, tables in chosen] if size else []
+    found = [(x, costs(tables, share, column, costing)) for x, tables in chosen] if size else []
+    names = ("labels", costing, "rounds")
     numbers: Numbers = {
         "seeds": size,
         "reached": min((float(c[3].mean()) for _, c in found), default=float("nan")),
-        "points": [_point(x, c) for x, c in found],
+        "points": [_point(x, c, names) for x, c in found],
     }
-    for i, name in enumerate(("labels", "draws", "rounds")):
+    if costing == "tokens":
+        numbers["rate_tokens"] = _exponent([(2.0**x, c[1]) for x, c in found])
+    for i, name in enumerate(names):
         numbers[f"exponent_{name}"] = _exponent([(x, c[i]) for x, c in found])
         middles = [float(np.median(c[i])) for _, c in found]
         numbers[f"spread_{name}"] = max(middles) / min(middles) if middles and min(middles) > 0.0 else float("nan")
@@ -290,8 +335,8 @@ def _middle(looks: Sequence[dict[str, FloatArray]], name: str) -> Interval:
     return median([float(np.median(found[name])) for found in looks if len(found[name])])
 
 
-def _point(x: float, c: FloatArray) -> Numbers:
-    named = {name: _of(median(c[i])) for i, name in enumerate(("labels", "draws", "rounds"))}
+def _point(x: float, c: FloatArray, names: Sequence[str] = ("labels", "draws", "rounds")) -> Numbers:
+    named = {name: _of(median(c[i])) for i, name in enumerate(names)}
     return {"x": float(x), **named, "reached": float(c[3].mean())}
 
 

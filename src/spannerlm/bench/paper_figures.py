@@ -10,6 +10,7 @@ import numpy as np
 
 from spannerlm.bench.paper_axes import LOOKS, Numbers, canvas, growth, key, line, log_axis, loglog, look, ticks, values
 from spannerlm.bench.paper_claims import DRAWN_AT
+from spannerlm.bench.paper_steps import delayed, gated
 from spannerlm.figures import (
     BLUE,
     GREEN,
@@ -343,6 +344,8 @@ FIGURES: dict[str, Callable[[Numbers], Any]] = {
     "harmless": harmless,
     "rivals": rivals,
     "foresight": foresight,
+    "delayed": delayed,
+    "gated": gated,
 }
 CLAIM = {
     "a": ("completion", "coverage_growth"),
@@ -352,5 +355,6 @@ CLAIM = {
     "e": ("harmless",),
     "f": ("rivals",),
     "g": ("foresight",),
+    "h": ("delayed", "gated"),
 }
 """The figures of each claim."""

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from spannerlm.bench.plans import Block, Plan, Task, Variant, known_variants
-from spannerlm.bench.tables import HELD_OUT, RIVALS, TUNING
+from spannerlm.bench.tables import HELD_OUT, RIVALS, SEQUENCES, STEPS, TUNING, lock
 from spannerlm.environments.max_k_dnf import max_k_dnf_bound
 
 # --- (a) coverage is necessary: near-orthogonal ---------------------------------------------------------------------
@@ -132,10 +132,31 @@ MISSPECIFIED = {
 }
 """Task -> zeta, the size of what no feature explains: moves of the reward by +-zeta beta."""
 
+# --- (h) step by step or all at once: locks -------------------------------------------------------------------------
+
+STEPWISE = {"delayed-lock": (4, 6, 8, 12, 16, 24, 32), "gated-lock": (4, 6, 8, 12, 16)}
+"""Family -> horizons of `multi-turn-spanner`."""
+LAYERED = 16
+"""The largest horizon of the published variant."""
+WHOLE = 12
+"""The largest horizon of whole sequences: beyond, their exact cost is quoted."""
+
+
+def lock_task(family: str, horizon: int) -> str:
+    """Name of the task with this horizon."""
+    return f"h: {family} H={horizon}"
+
+
+def _locks(limit: int) -> tuple[Task, ...]:
+    """The locks of up to ``limit`` steps."""
+    every = [(family, h) for family, horizons in STEPWISE.items() for h in horizons if h <= limit]
+    return tuple(lock(family, h, 160 + 16 * h, 1500, "h: ") for family, h in every)
+
+
 # Cells of the sweep have seeds of their own: draws of one seed at different budgets are correlated, and so would be
 # the errors that the fitted exponent averages.
 PAPER = Plan(
-    "The claims of the paper: coverage, rare skills, interventions at training time, no harm, and the rivals.",
+    "The claims of the paper: coverage, rare skills, interventions at training time, no harm, rivals, step by step.",
     (
         *(
             Block((task,), GIVEN, seeds=64, offset=1000 * i) for i, task in enumerate(SWEEP)
@@ -151,6 +172,9 @@ PAPER = Plan(
         Block(HARMLESS, HARMLESS_EXPLORERS, seeds=16),
         Block(TABLE, RIVALS, seeds=2),
         Block(FORESIGHT, known_variants(Variant("directed")), seeds=8, batch=5),
+        Block(_locks(max(map(max, STEPWISE.values()))), STEPS[:1], seeds=10),
+        Block(_locks(LAYERED), STEPS[1:], seeds=4),
+        Block(_locks(WHOLE), SEQUENCES, seeds=8),
     ),
     seeds=8,
     batch=20,

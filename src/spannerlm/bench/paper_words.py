@@ -21,6 +21,7 @@ TITLES = {
     "e": "Where nothing is rare, exploring must not hurt",
     "f": "The rivals",
     "g": "The regret that is left, as predicted",
+    "h": "Step by step, or whole sequences",
 }
 THEOREM = (
     "The theorem (THEORY 2): any algorithm needs T_comp = Omega(min{C*, exp(beta^2 d / 2), exp(1 / (2 beta))}) draws "
@@ -39,6 +40,7 @@ def sentences(numbers: Numbers) -> dict[str, list[str]]:
         "e": _harmless,
         "f": _rivals,
         "g": _foresight,
+        "h": _stepwise,
     }
     return {name: make(numbers[name]) for name, make in makers.items() if numbers.get(name)}
 
@@ -239,6 +241,43 @@ def _foresight(g: Numbers) -> list[str]:
             f"{task}: {_warned(method)}; true regret is {interval(method['expected'])} times the expected one."
         )
     return found
+
+
+def _stepwise(h: Numbers) -> list[str]:
+    found = ["A lock counts as opened where regret is at most 5 % of its start and stays there for 60 labels."]
+    for family, numbers in h.items():
+        for name, method in numbers["methods"].items():
+            points = method["points"]
+            start = f"{family}, {name}: H = {points[0]['x']:.0f}"
+            start += f" .. {points[-1]['x']:.0f}, " if len(points) > 1 else ", "
+            costs = f"tokens {_range(points, 'tokens')}, labels {_range(points, 'labels')}"
+            short = [p for p in points if p["reached"] < 0.5]
+            places = ", ".join(format(p["x"], ".0f") for p in short)
+            fewer = f"; not reached by half of the seeds at H = {places}" if short else ""
+            if method["steps"]:
+                tokens = _asked(method["exponent_tokens"], "at most 2.1", high=2.1, bound=_bound(method))
+                labels = _least(method) + interval(method["exponent_labels"])
+                if family == "delayed-lock":
+                    labels = _asked(method["exponent_labels"], "at most 1.3", high=1.3, bound=_bound(method))
+                law = f"growing like H to the power {tokens} in tokens, {labels} in labels"
+            else:
+                rate = _asked(method["rate_tokens"], "at least 2^(0.8 H)", low=0.8, bound=_bound(method))
+                law = f"tokens growing like 2^(e H) with e = {rate}"
+            found.append(f"{start}{costs}, {law}{fewer}; {method['seeds']} seeds.")
+        found.append(_exact(family, numbers))
+    return found
+
+
+def _exact(family: str, numbers: Numbers) -> str:
+    """What one answer of the whole optimum costs, which needs no run, beside the coverage of one step."""
+    first, last = numbers["exact"][0], numbers["exact"][-1]
+    rate = numbers["rate_exact"]["value"]
+    return (
+        f"{family}, exact: one answer of the sequence-level optimum takes C_cov H = {count(first['tokens'])} tokens at "
+        f"H = {first['x']:.0f} and {count(last['tokens'])} at H = {last['x']:.0f}, growing like 2^(e H) with e = "
+        f"{_decimal(rate, 2)} (asked: at least 2^(0.8 H): {meets(rate, low=0.8)}); C_cond of one step is "
+        f"{first['c_cond']:.2f} and {last['c_cond']:.2f}."
+    )
 
 
 def _warned(method: Numbers) -> str:

@@ -6,7 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from spannerlm.explorers import EXPLORERS
+from spannerlm.environments import TOKEN_FAMILIES
+from spannerlm.errors import InputError
+from spannerlm.explorers import EXPLORERS, STEP_EXPLORERS
 
 
 @dataclass(frozen=True)
@@ -73,4 +75,13 @@ class Plan:
 
 def known_variants(*variants: Variant) -> tuple[Variant, ...]:
     """Those whose explorer there is: a table may name one before it is built."""
-    return tuple(variant for variant in variants if variant.explorer in EXPLORERS)
+    return tuple(variant for variant in variants if variant.explorer in {**EXPLORERS, **STEP_EXPLORERS})
+
+
+def check_steps(explorer: str, environment: str) -> None:
+    """Raise `InputError` where the explorer acts step by step and the environment is a table, which has no steps."""
+    if explorer in STEP_EXPLORERS and environment not in TOKEN_FAMILIES:
+        raise InputError(
+            f"explorers: expected a token environment for {explorer!r}, which acts step by step, got {environment!r}: "
+            f"choose environments among {', '.join(TOKEN_FAMILIES)}"
+        )

@@ -26,8 +26,9 @@ from joblib import Parallel, delayed, parallel_config
 from threadpoolctl import threadpool_limits
 
 from spannerlm.api import explore
+from spannerlm.bench.plans import check_steps
 from spannerlm.bench.watched import WatchedEnvironment
-from spannerlm.environments import environment
+from spannerlm.environments import TOKEN_FAMILIES, TabularEnvironment, TokenEnvironment, environment, token_environment
 from spannerlm.errors import InputError
 from spannerlm.explorers import explorer_by_name
 from spannerlm.files import durable_write, make_folder
@@ -46,6 +47,7 @@ SCHEMA = pa.schema(
         ("seed", pa.int64()),
         ("labels", pa.int64()),
         ("draws", pa.int64()),
+        ("tokens", pa.int64()),
         ("rounds", pa.int64()),
         ("updates", pa.int64()),
         ("regret", pa.float64()),
@@ -58,13 +60,21 @@ SCHEMA = pa.schema(
         ("stopped", pa.bool_()),
         ("status", pa.string()),
         ("error", pa.string()),
+        ("horizon", pa.int64()),
+        ("c_cov", pa.float64()),
+        ("c_cond", pa.float64()),
     ]
 )
 """One row per entry of a job's history: costs so far, label requests so far (``rounds``), updates of the policy as the
 explorer counts them (``updates``: also those after rounds that brought nothing to label); the regret of the policy,
 and what it is when only responses drawn so far can be played (``regret_drawn``, for jobs that ask for it); the regret
 at 0 labels (``start``); what the explorer says of itself (null where it says nothing); whether the job stopped with
-labels left (``stopped``); and ``status``: ``done``, or ``failed`` with the traceback in ``error`` and a single row."""
+labels left (``stopped``); and ``status``: ``done``, or ``failed`` with the traceback in ``error`` and a single row. On
+token environments also the ``tokens`` drawn so far, H (``horizon``), C_cov of whole sequences and C_cond of one step
+(THEORY 1); null on tables."""
+
+TOKEN_COLUMNS = ("tokens", "horizon", "c_cov", "c_cond")
+"""What is null on tables; rows that were stored before there were token environments lack them."""
 
 RUN_SEED = 10_000
 """What a run's seed is above that of its environment."""
@@ -84,11 +94,11 @@ class Job:
     task: str
     """Name of the column: the environment with its parameters, for people."""
     environment: str
-    """A name of `FAMILIES`."""
+    """A name of `FAMILIES` or `TOKEN_FAMILIES`."""
     parameters: Mapping[str, Any]
     modifiers: Mapping[str, Any]
     explorer: str
-    """A name of `EXPLORERS`."""
+    """A name of `EXPLORERS`, or of `STEP_EXPLORERS` on a token family."""
     settings: Mapping[str, Any]
     seed: int
     labels: int
@@ -227,19 +237,30 @@ def work(suite: str, job: Job) -> dict[str, list[Any]]:
     }
     try:
         with threadpool_limits(limits=1):
-            history, stopped = _explored(job)
+            history, stopped, sizes = _explored(job)
     except Exception:
         rows = [{"labels": 0, "draws": 0, "rounds": 0, "status": "failed", "error": traceback.format_exc()}]
     else:
-        fixed |= {"start": float(history[0]["regret"]), "stopped": stopped, "status": "done", "error": None}
+        fixed |= {"start": float(history[0]["regret"]), "stopped": stopped, "status": "done", "error": None, **sizes}
         rows = [{**row, "rounds": i, "updates": row.get("rounds")} for i, row in enumerate(history)]
     return {name: [fixed.get(name, row.get(name)) for row in rows] for name in SCHEMA.names}
 
 
-def _explored(job: Job) -> tuple[Sequence[Mapping[str, Any]], bool]:
-    """The history of a job, a row at 0 labels, then one per label request; whether it stopped with labels left."""
-    env = environment(job.environment, **job.parameters, seed=job.seed, modifiers=job.modifiers)
-    watched = WatchedEnvironment(env) if job.drawn else None
+def _explored(job: Job) -> tuple[Sequence[Mapping[str, Any]], bool, dict[str, float]]:
+    """The history of a job, a row at 0 labels, then one per label request; whether it stopped with labels left; and
+    horizon, C_cov and C_cond where the environment is one of tokens."""
+    check_steps(job.explorer, job.environment)
+    env: TabularEnvironment | TokenEnvironment
+    sizes: dict[str, float] = {}
+    watched = None
+    if job.environment in TOKEN_FAMILIES:
+        if job.drawn:
+            raise InputError(f"drawn: expected a table, got the token family {job.environment!r}: leave drawn out")
+        env = token_environment(job.environment, **job.parameters, seed=job.seed, modifiers=job.modifiers)
+        sizes = {"horizon": env.horizon, "c_cov": env.coverage(), "c_cond": env.step_coverage()}
+    else:
+        env = environment(job.environment, **job.parameters, seed=job.seed, modifiers=job.modifiers)
+        watched = WatchedEnvironment(env) if job.drawn else None
     explorer = explorer_by_name(job.explorer, job.settings)
     options: dict[str, Any] = {} if job.feedback == "scalar" else {"feedback": job.feedback}
     result = explore(
@@ -255,7 +276,7 @@ def _explored(job: Job) -> tuple[Sequence[Mapping[str, Any]], bool]:
     if watched is not None:
         found = zip(history, watched.regrets, strict=True)
         history = [{**row, "regret_drawn": regret} for row, regret in found]
-    return history, result.labels < job.labels
+    return history, result.labels < job.labels, sizes
 
 
 # --- the engines ----------------------------------------------------------------------------------------------------
@@ -361,6 +382,12 @@ def _read(file: Path) -> pa.Table:
         table = pq.read_table(file)
     except (pa.ArrowInvalid, OSError) as error:
         raise InputError(f"{file}: expected rows in parquet, could not read them ({error}): remove it") from error
+    for name in TOKEN_COLUMNS:
+        if name not in table.schema.names:
+            field = SCHEMA.field(name)
+            table = table.append_column(field, pa.nulls(table.num_rows, field.type))
+    if set(table.schema.names) == set(SCHEMA.names):
+        table = table.select(SCHEMA.names)
     if table.schema != SCHEMA or table.num_rows == 0:
         raise InputError(f"{file}: expected rows with columns {', '.join(SCHEMA.names)}, got others: remove it")
     return table

@@ -58,7 +58,8 @@ def show_suite(console: Console, shown: Mapping[str, Any]) -> None:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, collapse_padding=True)
     table.add_column("task, explorer", overflow="fold", min_width=18)
     table.add_column("labels")
-    for name in ("draws", "reached"):
+    cost = _cost(shown)
+    for name in (cost, "reached"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("ratio of labels")
     task = None
@@ -72,7 +73,7 @@ def show_suite(console: Console, shown: Mapping[str, Any]) -> None:
         table.add_row(
             Text(" " + stripped(record["variant"])),
             Text(interval_text(record["labels"])),
-            Text(figure_text(record["draws"]["value"])),
+            Text(figure_text(record[cost]["value"])),
             Text(_reached(record)),
             Text(ratio),
         )
@@ -87,8 +88,8 @@ def _notes(shown: Mapping[str, Any]) -> list[str]:
     target = shown["target"]
     window = (target["hold"] - 1) * target["spacing"]
     lines = [
-        f"labels, draws: until regret is at most {share(target['share'])} of where it started and stays there for "
-        f"{window} labels; median over seeds with 95 % interval. ∞: not within the label budget.",
+        f"labels, {_cost(shown)}: until regret is at most {share(target['share'])} of where it started and stays there "
+        f"for {window} labels; median over seeds with 95 % interval. ∞: not within the label budget.",
         f"ratio of labels: to those of {shown['reference']}, seed by seed. –: undefined.",
     ]
     if shown["failed"]:
@@ -97,6 +98,11 @@ def _notes(shown: Mapping[str, Any]) -> list[str]:
         )
     page = [f"page     {shown['page']}"] if "page" in shown else []
     return [*lines, f"rows     {shown['directory']}/rows", *page]
+
+
+def _cost(shown: Mapping[str, Any]) -> str:
+    """What stands beside labels: tokens where there are some, since a draw is then a sequence or a single action."""
+    return "draws" if all(record["tokens"]["value"] is None for record in shown["table"]) else "tokens"
 
 
 def _reached(record: Mapping[str, Any]) -> str:

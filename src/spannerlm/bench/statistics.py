@@ -32,6 +32,8 @@ class Held(NamedTuple):
     labels: float
     draws: float
     rounds: float
+    tokens: float
+    """nan on a table, which has none."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,7 @@ class Interval:
     high: float
 
 
-NEVER = Held(float("inf"), float("inf"), float("inf"))
+NEVER = Held(*(4 * (float("inf"),)))
 UNDEFINED = Interval(float("nan"), float("nan"), float("nan"))
 
 
@@ -91,8 +93,8 @@ def first_held(
         long_enough = (labels[-1] >= end) | stopped
     held = np.flatnonzero((next_outside > np.minimum(last, size - 1)) & long_enough)
     if len(held) == 0:
-        return NEVER
-    return Held(*(float(_column(rows, name)[held[0]]) for name in ("labels", "draws", "rounds")))
+        return NEVER if rows["tokens"][0].is_valid else NEVER._replace(tokens=float("nan"))
+    return Held(*(float(_column(rows, name)[held[0]]) for name in Held._fields))
 
 
 def value_at(rows: pa.Table, labels: ArrayLike, column: str = "regret") -> FloatArray:
@@ -167,7 +169,8 @@ def exponent(x: ArrayLike, y: ArrayLike, *, geometric: bool = False) -> Interval
 def summary(
     rows: pa.Table, reference: str, share: float = 0.1, hold: int = 4, spacing: int | None = 20
 ) -> list[dict[str, Any]]:
-    """One record per task and variant: costs to the target with intervals, and ratios of labels to the reference.
+    """One record per task and variant: costs to the target with intervals, and ratios of labels, and of tokens
+    (``ratio_tokens``; undefined on tables), to the reference.
 
     ``seeds`` counts jobs that finished, ``failed`` those that did not, ``reached`` is the share of seeds that got to
     the target, ``ratio`` is undefined where the reference has no seed in common, ``regret_share`` is the last
@@ -182,7 +185,10 @@ def summary(
         costs = held[task, variant]
         others = held.get((task, reference), {})
         common = [seed for seed in costs if seed in others]
-        ratio = paired_ratio([costs[s].labels for s in common], [others[s].labels for s in common])
+        ratio, ratio_tokens = (
+            paired_ratio([getattr(costs[s], name) for s in common], [getattr(others[s], name) for s in common])
+            for name in ("labels", "tokens")
+        )
         records.append(
             {
                 "task": task,
@@ -192,6 +198,7 @@ def summary(
                 "reached": float(np.mean([np.isfinite(c.labels) for c in costs.values()])) if costs else float("nan"),
                 **{name: median([getattr(c, name) for c in costs.values()]) for name in Held._fields},
                 "ratio": ratio,
+                "ratio_tokens": ratio_tokens,
                 "regret_share": median([_last_share(table) for table in seeds.values()]),
                 "warned": _share_warned(list(seeds.values())),
             }

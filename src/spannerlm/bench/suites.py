@@ -11,12 +11,12 @@ from dataclasses import replace
 from typing import TypeVar
 
 from spannerlm.bench.paper_plan import PAPER
-from spannerlm.bench.plans import Block, Plan, Task, Variant, known_variants
+from spannerlm.bench.plans import Block, Plan, Task, Variant, check_steps, known_variants
 from spannerlm.bench.rows import Job, Suite
-from spannerlm.bench.tables import CONTENDERS, HELD_OUT, OTHERS, TUNING
-from spannerlm.environments import FAMILIES
+from spannerlm.bench.tables import CONTENDERS, HELD_OUT, OTHERS, SEQUENCES, STEPS, TUNING, lock
+from spannerlm.environments import FAMILIES, TOKEN_FAMILIES
 from spannerlm.errors import InputError
-from spannerlm.explorers import EXPLORERS
+from spannerlm.explorers import EXPLORERS, STEP_EXPLORERS
 
 # --- explorers ------------------------------------------------------------------------------------------------------
 
@@ -33,6 +33,8 @@ QUICK_TASKS = (
     Task("rare-skill p=.01", "rare-skill", {"p": 0.01}, labels=400, long=6000),
     Task("tie", "tie", labels=400, long=600),
 )
+
+LOCKS = tuple(lock(family, h, 200 + 20 * h, 1500) for family in ("delayed-lock", "gated-lock") for h in (4, 6, 8))
 
 # --- suites ---------------------------------------------------------------------------------------------------------
 
@@ -51,6 +53,13 @@ SUITES = {
         batch=5,
         reference="directed",
         first_seed=2000,  # seeds below were looked at while explorers were made
+    ),
+    "multi-turn": Plan(
+        "Step by step against whole sequences, on locks of growing length.",
+        (Block(LOCKS, STEPS + SEQUENCES),),
+        seeds=4,
+        batch=20,
+        reference="multi-turn-spanner",
     ),
     "paper": PAPER,
 }
@@ -78,14 +87,16 @@ def suite_by_name(
     blocks = plan.blocks
     if explorers is not None:
         lines = _distinct(variant for block in blocks for variant in block.variants)
-        chosen = _chosen("explorers", explorers, lines, _variant_names, EXPLORERS, Variant)
+        chosen = _chosen("explorers", explorers, lines, _variant_names, {**EXPLORERS, **STEP_EXPLORERS}, Variant)
         blocks = tuple(replace(block, variants=chosen) for block in blocks)
     if environments is not None:
         tasks = _distinct(task for block in blocks for task in block.tasks)
-        wanted = _chosen("environments", environments, tasks, _task_names, FAMILIES, lambda n: Task(n, n))
+        wanted = _chosen("environments", environments, tasks, _task_names, {**FAMILIES, **TOKEN_FAMILIES}, _task)
         kept = tuple(replace(block, tasks=tuple(t for t in wanted if t in block.tasks)) for block in blocks)
         added = tuple(task for task in wanted if task not in tasks)
-        blocks = (*kept, Block(added, _distinct(variant for block in blocks for variant in block.variants)))
+        every = _distinct(variant for block in blocks for variant in block.variants)
+        stepless = every if explorers is not None else tuple(v for v in every if v.explorer in EXPLORERS)
+        blocks = (*kept, *(Block((t,), every if t.environment in TOKEN_FAMILIES else stepless) for t in added))
     jobs = tuple(
         _job(task, variant, seed, block.batch or plan.batch)
         for block in blocks
@@ -93,9 +104,15 @@ def suite_by_name(
         for variant in block.variants
         for seed in range(first + block.offset, first + block.offset + (seeds or block.seeds or plan.seeds))
     )
+    for job in jobs:
+        check_steps(job.explorer, job.environment)
     jobs = _distinct(jobs)  # chosen explorers meet a task once, also where two blocks of the suite hold it
     present = {job.variant for job in jobs}
     return Suite(name, jobs, plan.note, plan.reference if plan.reference in present else "")
+
+
+def _task(family: str) -> Task:
+    return Task(family, family)
 
 
 def _job(task: Task, variant: Variant, seed: int, batch: int) -> Job:

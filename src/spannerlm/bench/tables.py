@@ -52,3 +52,13 @@ HELD_OUT = (
 """Written down before any explorer was run on them, and never tuned on. Heavy noise has a standard deviation of 2;
 ``nuisance`` has intercepts of 2 and 32 directions that do not matter; in ``uneven decoys`` noise differs by response,
 four to one at most."""
+
+STEPS = known_variants(Variant("multi-turn-spanner"), Variant("multi-turn-spanner-paper", long=True))
+"""Who act step by step, on token families only."""
+SEQUENCES = known_variants(Variant("directed"), Variant("spanner-sampling"), Variant("passive", long=True))
+"""Whom they are compared with: a draw is a whole sequence."""
+
+
+def lock(family: str, horizon: int, labels: int, long: int = 0, prefix: str = "") -> Task:
+    """A lock of two actions at each of ``horizon`` steps."""
+    return Task(f"{prefix}{family} H={horizon}", family, {"horizon": horizon}, labels=labels, long=long)
