@@ -1,0 +1,184 @@
+"""Turns of a conversation as steps: a real model, and a user who answers it, as a `TokenOracle` (THEORY 1, 5)."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from spannerlm.backends.oracle import TextModel
+from spannerlm.errors import InputError
+from spannerlm.features import FeatureMap
+from spannerlm.records import Draws, FloatArray, Generated
+
+User = Callable[[str, tuple[str, ...]], str | None]
+"""``user(prompt, replies)``: what the model is given next, after these replies; None: the conversation is over."""
+
+INPUT, REPLY, INDENT = "user: ", "model: ", "    "
+
+
+def written(turns: Sequence[tuple[str, str]]) -> str:
+    """Inputs and replies as one text, each behind its speaker; further lines of either are indented.
+
+    `turns_of` reads it back exactly.
+    """
+    lines = [(INPUT + given, REPLY + reply) for given, reply in turns]
+    return "\n".join(line.replace("\n", "\n" + INDENT) for pair in lines for line in pair)
+
+
+def turns_of(text: str) -> tuple[tuple[str, str], ...]:
+    """[k] (input, reply) of a conversation that `written` wrote. `InputError` for any other text."""
+    parts = re.split(f"\n(?!{INDENT})", text) if text else []
+    starts = (INPUT, REPLY) * (len(parts) // 2)
+    if len(starts) != len(parts) or not all(map(str.startswith, parts, starts)):
+        raise InputError(f"conversation: expected lines of '{INPUT}' and '{REPLY}' in turn, got {text[:80]!r}")
+    said = [p.removeprefix(start).replace("\n" + INDENT, "\n") for p, start in zip(parts, starts, strict=True)]
+    return tuple(zip(said[::2], said[1::2], strict=True))
+
+
+class ConversationOracle:
+    """Whole replies of a model as segments, with a user in between; a conversation is a response.
+
+    ``user(prompt, replies)`` must be deterministic. It is asked before every reply, the first one included (with no
+    replies): it may return the next question alone, or the whole conversation so far. A conversation is over after
+    ``horizon`` replies, or where the user returns None. Features of a step are the map's, of the reply to its input.
+    """
+
+    def __init__(
+        self, model: TextModel, prompts: Sequence[str], features: FeatureMap, user: User, *, horizon: int
+    ) -> None:
+        if isinstance(prompts, str) or not prompts:
+            raise InputError(f"prompts: expected a list of at least one text, got {prompts!r}")
+        if isinstance(horizon, bool) or not isinstance(horizon, int) or horizon < 1:
+            raise InputError(f"horizon: expected a whole number of replies above 0, got {horizon!r}")
+        if not callable(user):
+            raise InputError(f"user: expected a function of a prompt and the replies so far, got {user!r}")
+        self._model, self._features, self._user, self._horizon = model, features, user, horizon
+        self._prompts = tuple(prompts)
+
+    @property
+    def prompts(self) -> Sequence[str]:
+        """[X] the prompts, by index."""
+        return self._prompts
+
+    @property
+    def features(self) -> FeatureMap:
+        """The feature map phi of one reply."""
+        return self._features
+
+    @property
+    def horizon(self) -> int:
+        """H, replies of a conversation at most."""
+        return self._horizon
+
+    @property
+    def step_dim(self) -> int:
+        """Dimension d of a reply's feature, what :meth:`extend` returns."""
+        return self._features.dim
+
+    @property
+    def dim(self) -> int:
+        """Dimension H d of a conversation's feature, what :meth:`draw` returns."""
+        return self._horizon * self.step_dim
+
+    def draw(self, prompts: Sequence[int], n: int, *, rng: np.random.Generator) -> tuple[Draws, ...]:
+        """[m] records of ``n`` independent conversations, replies drawn from pi_ref one after another.
+
+        Features [k, H d], phi_h in the h-th block, 0 beyond a conversation's end. Cost: ``n * m`` draws, of at most H
+        replies each. `InputError` where the user has nothing to say at the start, or n is below 1.
+        """
+        if n < 1:
+            raise InputError(f"n: expected at least one conversation, got {n}")
+        paths: list[tuple[int, tuple[str, ...]]] = [(row, ()) for row in range(len(prompts)) for _ in range(n)]
+        features = np.zeros((len(paths), self._horizon, self.step_dim))
+        tokens = [0] * len(prompts)
+        for h in range(self._horizon):
+            alike: dict[tuple[int, str], list[int]] = defaultdict(list)
+            for i, (row, replies) in enumerate(paths):
+                given = self._input(prompts[row], replies)
+                if given is not None and len(replies) == h:
+                    alike[row, given].append(i)
+            sizes: dict[int, list[tuple[int, str]]] = defaultdict(list)
+            for key, rows in alike.items():
+                sizes[len(rows)].append(key)
+            for size, keys in sizes.items():  # conversations that stand alike share a call
+                found = self._model.generate([given for _, given in keys], size, hidden=self._features.hidden, rng=rng)
+                for key, record in zip(keys, found, strict=True):
+                    phi = self._features(record)
+                    tokens[key[0]] += _tokens(record)
+                    drawn = rng.permutation(np.repeat(np.arange(len(record.responses)), record.counts))
+                    for i, k in zip(alike[key], drawn, strict=True):
+                        paths[i] = (key[0], (*paths[i][1], record.responses[k]))
+                        features[i, h] = phi[k]
+        return tuple(
+            self._record(x, paths[row * n : (row + 1) * n], features[row * n : (row + 1) * n], tokens[row])
+            for row, x in enumerate(prompts)
+        )
+
+    def extend(
+        self, prompts: Sequence[int], prefixes: Sequence[tuple[str, ...]], n: int, *, rng: np.random.Generator
+    ) -> tuple[Draws, ...]:
+        """[m] records of ``n`` next replies after prompt i and the replies of prefix i, with features [k, d].
+
+        Cost: ``n * m`` replies. `InputError` after a conversation's end, or unless there is one prefix per prompt.
+        """
+        if len(prefixes) != len(prompts):
+            raise InputError(f"prefixes: expected one per prompt, {len(prompts)} in all, got {len(prefixes)}")
+        inputs = []
+        for x, prefix in zip(prompts, prefixes, strict=True):
+            given = self._input(x, prefix)
+            if given is None:
+                raise InputError(f"prefixes: expected a conversation to go on, got {len(prefix)} replies to its end")
+            inputs.append(given)
+        found = self._model.generate(inputs, n, hidden=self._features.hidden, rng=rng)
+        return tuple(
+            Draws(x, r.responses, r.counts, self._features(r), tuple(prefix), _tokens(r))
+            for x, prefix, r in zip(prompts, prefixes, found, strict=True)
+        )
+
+    def joined(self, prompt: int, segments: Sequence[str]) -> str:
+        """The conversation with these replies, as :meth:`draw` gives it; `turns_of` reads it back."""
+        text = self._prompts[prompt]
+        inputs = [self._user(text, tuple(segments[:h])) for h in range(len(segments))]
+        if None in inputs or len(segments) > self._horizon:
+            raise InputError(f"segments: expected replies of one conversation, got {len(segments)}, some after its end")
+        return written([(str(given), reply) for given, reply in zip(inputs, segments, strict=True)])
+
+    def complete(self, prompt: int, segments: Sequence[str]) -> bool:
+        """Whether the conversation is over: H replies, or a user with nothing more to say."""
+        return self._input(prompt, tuple(segments)) is None
+
+    def tokens(self, draws: Draws) -> int:
+        """Tokens generated for the draws of one record, ends included. `InputError` for one that was not just made."""
+        if draws.tokens is None:
+            raise InputError("tokens: expected draws as a model made them, got a record without their number of tokens")
+        return draws.tokens
+
+    def _input(self, prompt: int, replies: tuple[str, ...]) -> str | None:
+        """What comes before the next reply; None where there is none."""
+        if len(replies) >= self._horizon:
+            return None
+        given = self._user(self._prompts[prompt], replies)
+        if given is not None and not isinstance(given, str):
+            raise InputError(f"user: expected a text, or None at the end, got {given!r}")
+        if given is None and not replies:
+            raise InputError(f"user: expected a first input for prompt {prompt}, got None: return one without replies")
+        return given
+
+    def _record(
+        self, prompt: int, paths: Sequence[tuple[int, tuple[str, ...]]], features: FloatArray, tokens: int
+    ) -> Draws:
+        rows: dict[tuple[str, ...], list[int]] = defaultdict(list)
+        for i, (_, replies) in enumerate(paths):
+            rows[replies].append(i)
+        texts = tuple(self.joined(prompt, replies) for replies in rows)
+        counts = np.array([len(found) for found in rows.values()], dtype=np.int64)
+        flat = features[[found[0] for found in rows.values()]].reshape(len(rows), -1)
+        return Draws(prompt, texts, counts, flat, tokens=tokens)
+
+
+def _tokens(record: Generated) -> int:
+    """Tokens of all draws; where the back end does not say, those of each response's one spelling."""
+    return int(record.counts @ record.lengths) if record.tokens is None else record.tokens
