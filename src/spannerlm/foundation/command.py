@@ -51,6 +51,12 @@ def coverage(
         str | None, typer.Option(metavar="N", help="Random draws of each model to have rewarded; none if it is free.")
     ] = None,
     success: Annotated[str | None, typer.Option(metavar="R", help="Reward from which a reply is a success.")] = None,
+    segments: Annotated[
+        str | None,
+        typer.Option(
+            metavar="S", help="Would answering step by step pay? 8 (tokens), line or sentence. Takes more draws."
+        ),
+    ] = None,
     run: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Look at what a run has drawn and labelled; draws nothing.")
     ] = None,
@@ -71,7 +77,7 @@ def coverage(
         given = [f"{key}={value}" for key, value in options.items() if value is not None]
         if models:
             given.append(f"coverage.models={json.dumps(models)}")
-        if run is not None and (config is not None or settings or given):
+        if run is not None and (config is not None or settings or given or segments is not None):
             raise ConfigError("--run: expected no configuration beside it, because the run has its own: leave it out")
         loaded = None if run is not None else _configuration(config, [*(settings or ()), *given])
         directory = next_free("coverage") if out is None else out
@@ -79,23 +85,25 @@ def coverage(
             view = LiveView(console, f"coverage · {directory}", enabled=not (as_json or quiet))
             try:
                 with view:
-                    found = _made(loaded, run, directory, view)
+                    found = _made(loaded, run, directory, view, segments)
             except KeyboardInterrupt:
                 again = shlex.join(["--out", str(directory)])
                 raise KeyboardInterrupt(f"stopped; what was drawn and bought is kept: {again} goes on") from None
             if as_json:
                 print_json(console, {"directory": str(directory), **found})
             elif not quiet:
-                show(console, found, directory)
+                show(console, found, directory, looked=run is not None)
 
 
-def _made(config: RunConfig | None, run: Path | None, directory: Path, view: LiveView) -> Mapping[str, Any]:
+def _made(
+    config: RunConfig | None, run: Path | None, directory: Path, view: LiveView, segments: str | None
+) -> Mapping[str, Any]:
     from spannerlm.foundation.job import coverage_job, coverage_of_run
 
     if config is None:
         assert run is not None  # one of them is there
         return coverage_of_run(run, directory, view).document
-    return coverage_job(config, directory, view).document
+    return coverage_job(config, directory, view, segments=segments).document
 
 
 def _configuration(path: Path | None, overrides: list[str]) -> RunConfig:
@@ -105,38 +113,44 @@ def _configuration(path: Path | None, overrides: list[str]) -> RunConfig:
     return load_config(path, overrides, known={"task": bundled.MODULES}, rewarded=False)
 
 
-def show(console: Console, document: Mapping[str, Any], directory: Path) -> None:
-    """Print the verdicts, and the models side by side where there are several."""
+def show(console: Console, document: Mapping[str, Any], directory: Path, *, looked: bool = False) -> None:
+    """Print the verdicts, and the models side by side where there are several; ``looked``: at a run, which had paid."""
     models = document["models"]
     if len(models) > 1:
         for line in document["headline"]:
             console.print(Text(stripped(line), style="bold"))
+        console.print()
         console.print(side_by_side(document))
+        console.print()
     for section in models:
         found = section["verdict"]
         head = found["title"] if len(models) == 1 else f"{section['name']}: {found['title']}"
         console.print(Text(stripped(head), style="bold"))
         for line in found["reasons"]:
-            console.print(Padding(Text(stripped(line)), (0, 0, 0, 2)))
+            console.print(_indented(line))
         for line in found["advice"]:
-            console.print(Padding(Text(f"→ {stripped(line)}"), (0, 0, 0, 2)))
+            console.print(_indented(f"→ {line}"))
         for line in section["warnings"]:
-            console.print(Padding(Text(f"Note: {stripped(line)}"), (0, 0, 0, 2)))
+            console.print(_indented(f"Note: {line}"))
         console.print()
     spent = [f"{count(sum(m['counts'][kind] for m in models))} {kind}" for kind in ("draws", "labels")]
-    console.print(Text(f"spent    {', '.join(spent)}"))
+    console.print(Text(f"read     {', '.join(spent)} of the run" if looked else f"spent    {', '.join(spent)}"))
     console.print(Text(f"report   {stripped(str(directory / 'coverage.html'))}"))
 
 
+def _indented(line: str) -> Padding:
+    return Padding(Text(stripped(line)), (0, 0, 0, 2), expand=False)
+
+
 def side_by_side(document: Mapping[str, Any]) -> Table:
-    """One row per model."""
+    """One row per model, within 80 columns unless a name is long."""
     kl, most = document["settings"]["kl"], document["settings"]["max_draws"]
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column("model", overflow="fold", min_width=12, max_width=26)
     table.add_column("verdict")
     many = sorted({int(row["k"]) for section in document["models"] if (row := _near(section, most))})
     tried = " or ".join(map(count, many)) or count(most)
-    columns = ("success", f"success of\n{tried}", f"value at\nKL = {few(kl)}", "draws per\nanswer", "labels")
+    columns = ("success\nin 1", f"success\nin {tried}", f"value at\nKL = {few(kl)}", "draws per\nanswer", "labels")
     for name in columns:
         table.add_column(name, justify="right", no_wrap=True)
     for section in document["models"]:

@@ -95,13 +95,14 @@ def document(
 
 
 def _level(pools: Sequence[Pool], question: Question) -> Level | None:
-    """One level for all models: given, the upper of two values, or what the best of them reaches by true rewards.
+    """One level for all models: given, the upper of two values in all, or what the best reaches by true rewards.
 
     What an optimum earns is not read off labels: the best of noisy ones is noise.
     """
     if question.success is not None:
         return Level(float(question.success), "given")
-    found = [(pool, level_of(pool, question.kl)) for pool in pools]
+    values = _values(pools)
+    found = [(pool, level_of(pool, question.kl, values=values)) for pool in pools]
     levels = [level for pool, level in found if pool.rewards is not None or level.source == "two values"]
     return max((level for level in levels if math.isfinite(level.value)), key=lambda level: level.value, default=None)
 
@@ -118,7 +119,8 @@ def _section(subject: Subject, question: Question, level: Level | None, observe:
     observe(f"{subject.name}: features")
     tested = maps(pool, kl=question.kl, rng=next(streams))
     observe(f"{subject.name}: what tilting reaches")
-    reached = _reach(pool, tested, question, level, next(streams))
+    scores, by = _scores(pool, tested)
+    reached = None if scores is None else _reach(pool, scores, by, question, level, next(streams))
     best = tested.best if tested is not None else next(iter(pool.maps))
     told = None
     if reached is not None and question.simulations > 0:
@@ -145,10 +147,11 @@ def _section(subject: Subject, question: Question, level: Level | None, observe:
         reach=reached,
         maps=tested,
         forecast=told,
-        spread=_spread(pool),
+        spread=_spread(pool, scores),
         given=level is not None and level.source != "optimum",
+        steps=subject.found.steps,
     )
-    parts = {"success": can, "reach": reached, "maps": tested, "forecast": told}
+    parts = {"success": can, "reach": reached, "steps": subject.found.steps, "maps": tested, "forecast": told}
     return {
         "name": subject.name,
         "model": subject.model,
@@ -167,17 +170,26 @@ def _section(subject: Subject, question: Question, level: Level | None, observe:
     }
 
 
-def _reach(
-    pool: Pool, tested: Maps | None, question: Question, level: Level | None, rng: np.random.Generator
-) -> Reach | None:
-    """What tilting by the true reward reaches, or by the one fitted to labels where these tell that it explains any."""
-    largest = level.value if level is not None and level.source == "two values" else None
+def _scores(pool: Pool, tested: Maps | None) -> tuple[Sequence[FloatArray] | None, str]:
+    """What to tilt by, and its name: the true reward, or the fitted one where labels tell that it explains any."""
     if pool.rewards is not None:
-        scores, by = pool.rewards, "true reward"
-    elif pool.labels is not None and tested is not None and best_map(tested).r2.low > 0.0:
-        scores, by, largest = fitted_scores(pool, tested.best), f"reward fitted to labels on {tested.best}", None
-    else:
-        return None
+        return (pool.rewards if len(_values([pool])) else None), "true reward"
+    if pool.labels is not None and tested is not None and best_map(tested).r2.low > 0.0:
+        return fitted_scores(pool, tested.best), f"reward fitted to labels on {tested.best}"
+    return None, ""
+
+
+def _reach(
+    pool: Pool,
+    scores: Sequence[FloatArray],
+    by: str,
+    question: Question,
+    level: Level | None,
+    rng: np.random.Generator,
+) -> Reach:
+    """What tilting by the scores reaches; of two true rewards the upper one is the largest there is."""
+    two = level is not None and level.source == "two values" and pool.rewards is not None
+    largest = level.value if level is not None and two else None
     kls = _kls(question.kl)
     return reach(pool, scores, kls=kls, kl=question.kl, share=question.share, by=by, largest=largest, rng=rng)
 
@@ -186,7 +198,8 @@ def fitted_scores(pool: Pool, name: str) -> tuple[FloatArray, ...]:
     """[X] of [n_x]: mean reward of each draw as the labels predict it from one map: mu + <theta, phi - centre>."""
     learner = learned(pool, name)
     posterior = learner.posterior
-    mean = posterior.intercept if isinstance(posterior, Posterior) else 0.0
+    mean = 0.0 if pool.labels is None else float(np.mean(pool.labels.values))
+    mean += posterior.intercept if isinstance(posterior, Posterior) else 0.0
     rows = zip(pool.features(name), learner.centres, strict=True)
     return tuple(mean + (phi - centre) @ learner.theta for phi, centre in rows)
 
@@ -195,28 +208,32 @@ def _kls(kl: float) -> tuple[float, ...]:
     return tuple(sorted({*KLS, float(kl)}))
 
 
-def _spread(pool: Pool) -> float:
-    """Range of the rewards known; nan without any."""
-    known = pool.rewards if pool.rewards is not None else () if pool.labels is None else (pool.labels.values,)
-    values = np.concatenate([np.asarray(row, dtype=np.float64) for row in known]) if known else np.empty(0)
+def _values(pools: Sequence[Pool]) -> FloatArray:
+    """Distinct rewards known of any model, by truth or by label, rising."""
+    rows = [row for pool in pools for row in pool.rewards or ()]
+    rows += [pool.labels.values for pool in pools if pool.labels is not None and pool.rewards is None]
+    values = np.concatenate([np.asarray(row, dtype=np.float64) for row in rows]) if rows else np.empty(0)
+    return np.unique(values[np.isfinite(values)])
+
+
+def _spread(pool: Pool, scores: Sequence[FloatArray] | None) -> float:
+    """Range of what is tilted by, noise of labels left out, else of the rewards known; nan without any."""
+    values = _values([pool]) if scores is None else np.concatenate(scores)
     values = values[np.isfinite(values)]
     return float(np.ptp(values)) if len(values) else math.nan
 
 
 def _reward_kind(pools: Sequence[Pool]) -> str | None:
     """``two values`` or ``real``; None where no reward is known."""
-    rows = [row for pool in pools for row in pool.rewards or ()]
-    rows += [pool.labels.values for pool in pools if pool.labels is not None]
-    values = np.concatenate(rows) if rows else np.empty(0)
-    distinct = np.unique(values[np.isfinite(values)])
+    distinct = _values(pools)
     return None if not len(distinct) else "two values" if len(distinct) <= 2 else "real"
 
 
 def _rank(section: Mapping[str, Any]) -> tuple[int, float, float]:
-    """Smaller is better: the verdict, then how often a draw succeeds, then what tilting reaches."""
+    """Smaller is better: the verdict, then what tilting reaches, then how often a draw succeeds; the unknown last."""
     can, reached = section["success"], section["reach"]
-    rate = -can["pass_at"][0]["value"] if can is not None else 0.0
-    value = -reached["at"]["value"]["value"] if reached is not None else 0.0
+    rate = -can["pass_at"][0]["value"] if can is not None else math.inf
+    value = -reached["at"]["value"]["value"] if reached is not None else math.inf
     return ORDER.index(section["verdict"]["kind"]), value, rate
 
 
@@ -228,9 +245,18 @@ def _headline(ranked: Sequence[Mapping[str, Any]], question: Question) -> list[s
     lead = f"{first['name']} is the best foundation of these {len(ranked)}: {first['verdict']['title']}"
     if first["verdict"]["kind"] == "no foundation":
         lead = f"None of these {len(ranked)} models is a foundation for these prompts."
-    values = [(s["name"], s["reach"]["at"]["value"]["value"]) for s in (first, second) if s["reach"] is not None]
-    told = ", ".join(f"{name} {short(value)}" for name, value in values)
-    return [lead, f"What the reward's own optimum reaches at KL = {few(question.kl)}: {told}."] if told else [lead]
+    elif first["verdict"]["kind"] == "cannot tell":
+        which = f"Which of these {len(ranked)} models is the best foundation cannot be told"
+        lead = f"{which}: {first['name']}: {first['verdict']['title']}"
+    known = [s for s in (first, second) if s["reach"] is not None]
+    if not known:
+        return [lead]
+    values = [s["reach"]["at"]["value"] for s in known]
+    by = " and the ".join(dict.fromkeys(s["reach"]["by"] for s in known))
+    told = ", ".join(f"{s['name']} {short(value['value'])}" for s, value in zip(known, values, strict=True))
+    both = len(values) == 2 and values[0]["low"] <= values[1]["high"] and values[1]["low"] <= values[0]["high"]
+    overlap = "; their 95 % intervals overlap" if both else ""
+    return [lead, f"What tilting reaches at KL = {few(question.kl)}, by the {by}: {told}{overlap}."]
 
 
 def _examples(pool: Pool) -> list[dict[str, Any]]:

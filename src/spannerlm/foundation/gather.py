@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any, Literal
@@ -15,18 +16,25 @@ from spannerlm.environments import TabularEnvironment
 from spannerlm.errors import InputError
 from spannerlm.explorers import explorer_by_name
 from spannerlm.features import Concatenation, FeatureMap, LogprobLength, feature_map
+from spannerlm.foundation.bounds import laws_of, plain
 from spannerlm.foundation.pool import Labels, Pool
+from spannerlm.foundation.steps import Steps, steps_by_rollouts
 from spannerlm.ledger import Counts, Ledger
-from spannerlm.oracle import SamplingOracle
+from spannerlm.oracle import SamplingOracle, TokenOracle
 from spannerlm.progress import Progress
-from spannerlm.records import Draws, FloatArray, LabelItem, Spec
+from spannerlm.records import Drawn, DrawRequest, Draws, FloatArray, LabelItem, Spec
 from spannerlm.rewards import RewardFunction, call_reward
 from spannerlm.run import Run
+from spannerlm.segments import segments as parsed_segments
+from spannerlm.stepwise import rolled
 
 CANDIDATES: tuple[Any, ...] = ("hidden", "before-eos", "ngrams", "logprob-length")
 """Feature maps that are tested unless told otherwise: hidden states two ways, the text, and how sure and long it is."""
 TOLD = LogprobLength()
 """Drawn beside every map: it brings log-probabilities and lengths."""
+
+STEPS = "steps"
+"""Folder, within a model's, of the ledger of what was drawn step by step."""
 
 Observer = Callable[[Progress], None]
 
@@ -48,6 +56,22 @@ class Source:
     """[X] per column, by name."""
 
 
+@dataclass(frozen=True)
+class StepPlan:
+    """What going step by step is looked at with (`foundation.steps`)."""
+
+    segments: Any
+    """What a step is (see `spannerlm.segments.segments`)."""
+    kl: float
+    """KL budget in nats, which fixes beta on the pool."""
+    prompts: int = 16
+    """At most, evenly spread."""
+    pool: int = 512
+    """Whole answers of each: as many as the report's draws unless told otherwise, to show as much."""
+    rollouts: int = 16
+    """From each prefix of the answers that are looked at."""
+
+
 @dataclass(frozen=True, eq=False)
 class Gathered:
     """A pool and what it has cost."""
@@ -55,6 +79,8 @@ class Gathered:
     pool: Pool
     counts: Counts
     warnings: tuple[str, ...] = ()
+    steps: Steps | None = None
+    """Whole answers against step by step, where asked for."""
 
 
 def map_name(spec: Any) -> str:
@@ -93,12 +119,14 @@ def gather(
     directory: Path | None = None,
     about: Mapping[str, Any] | None = None,
     in_doubt: Literal["rebuy", "drop"] | None = None,
+    steps: StepPlan | None = None,
     observe: Observer = lambda _: None,
 ) -> Gathered:
     """The pool of a model: ``draws`` of each prompt, with every map's features and what the source tells of rewards.
 
     Cost: draws X draws, counted apart from T_comp, as evaluation is; ``source.labels`` labels at most where the reward
-    is not free. With ``directory`` the ledger stays there, and the same call goes on where it was cut off.
+    is not free; with ``steps``, for which it must be, the segments of `steps_by_rollouts` on top, a draw each. With
+    ``directory`` the ledger stays there, and the same call goes on where it was cut off.
     """
     maps = maps_under_test(features, getattr(model, "hidden_size", None))
     oracle = ModelOracle(model, prompts, Concatenation((*maps.values(), TOLD)))
@@ -119,7 +147,93 @@ def gather(
         logprobs=tuple(row[:, 0] for row in told),
         tokens=tuple(np.rint(row[:, 1]).astype(np.int64) for row in told),
     )
-    return Gathered(pool, counts, declined(pool))
+    if steps is None:
+        return Gathered(pool, counts, declined(pool))
+    observe(Progress("go step by step", counts.eval_draws, counts.eval_labels, source.labels))
+    place = None if directory is None else directory / STEPS
+    stepped, spent = _stepped(model, pool, source, steps, seed, place, about or {})
+    counts = replace(
+        counts,
+        eval_draws=counts.eval_draws + spent.eval_draws,
+        eval_tokens=counts.eval_tokens + spent.eval_tokens,
+    )
+    return Gathered(pool, counts, declined(pool), stepped)
+
+
+def _stepped(
+    model: TextModel,
+    pool: Pool,
+    source: Source,
+    plan: StepPlan,
+    seed: int,
+    directory: Path | None,
+    about: Mapping[str, Any],
+) -> tuple[Steps | None, Counts]:
+    """Step by step against whole answers, and what it cost; nothing where all draws of each prompt are worth the same.
+
+    Every draw goes through a ledger of its own: what it holds is not drawn again.
+    """
+    segments, beta = parsed_segments(plan.segments), beta_of(pool, plan.kl)
+    if not math.isfinite(beta):
+        return None, Counts()
+    rows = np.unique(np.linspace(0, len(pool.prompts) - 1, plan.prompts).astype(int)).tolist()
+    oracle = ModelOracle(model, pool.prompts, TOLD, segments=segments)
+    meta = {"purpose": "steps", "seed": seed, "segments": str(segments), "beta": beta, "pool": plan.pool, **about}
+    meta |= {"rollouts": plan.rollouts, "rows": rows}
+
+    def score(prompts: Sequence[int], texts: Sequence[str]) -> FloatArray:
+        assert source.reward is not None  # checked by whoever asked for steps
+        columns = {name: [values[x] for x in prompts] for name, values in source.columns.items()}
+        values = call_reward(source.reward, [pool.prompts[x] for x in prompts], texts, columns)
+        return np.array([np.nan if value is None else value for value in values])
+
+    with Ledger.open(directory, meta=meta, prompts=list(pool.prompts), columns=source.columns) as ledger:
+        found = steps_by_rollouts(
+            oracle,
+            _Recorded(oracle, ledger, seed),
+            score,
+            prompts=rows,
+            beta=beta,
+            pool=plan.pool,
+            rollouts=plan.rollouts,
+            by=f"base roll-outs in segments of {segments} tokens" if segments.fixed else f"base roll-outs, {segments}",
+            rng=np.random.default_rng([seed, 19]),
+        )
+        return found, ledger.counts
+
+
+def beta_of(pool: Pool, kl: float) -> float:
+    """The temperature at which tilting the pool's draws by their rewards costs ``kl`` nats; inf where none can."""
+    if pool.rewards is None:
+        raise InputError("segments: expected a free reward, as every answer that is rolled out is graded: leave it out")
+    known = [(r, c) for r, c in zip(pool.rewards, pool.counts(), strict=True) if not np.all(np.isnan(r))]
+    if not known:
+        return math.inf
+    inverse = plain(laws_of([r for r, _ in known], [c for _, c in known], -math.inf)).inverse_for_kl(kl)
+    return 1.0 / inverse if inverse > 0.0 else math.inf
+
+
+class _Recorded:
+    """Draws after prefixes, each recorded before it is used; those recorded before are not made again."""
+
+    def __init__(self, oracle: TokenOracle, ledger: Ledger, seed: int) -> None:
+        self._oracle, self._ledger, self._seed = oracle, ledger, seed
+        self._known = [entry.event for entry in ledger.replay() if isinstance(entry.event, Drawn)]
+        self._next = 0
+
+    def __call__(
+        self, prompts: Sequence[int], prefixes: Sequence[tuple[str, ...]], n: int
+    ) -> tuple[Sequence[Draws], int]:
+        k = self._next
+        self._next += 1
+        if k < len(self._known):
+            return self._known[k].draws, self._known[k].tokens
+        request = DrawRequest(tuple(prompts), n, info={"phase": "steps"}, prefixes=tuple(prefixes))
+        if self._ledger.unfinished() is None:
+            self._ledger.request(k, request, purpose="evaluate")
+        drawn = rolled(self._oracle, request, rng=np.random.default_rng([self._seed, k, 1]))
+        drawn = self._ledger.drawn(k, drawn)
+        return drawn.draws, drawn.tokens
 
 
 def gather_table(env: TabularEnvironment, *, labels: int | None, draws: int, seed: int) -> Gathered:

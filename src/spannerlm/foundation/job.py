@@ -18,13 +18,14 @@ from spannerlm.environments import TabularEnvironment
 from spannerlm.errors import InputError
 from spannerlm.files import durable_write, make_folder, sync_folder
 from spannerlm.foundation.document import Question, Subject, document
-from spannerlm.foundation.gather import CANDIDATES, Gathered, Observer, Source, gather, gather_table
+from spannerlm.foundation.gather import CANDIDATES, Gathered, Observer, Source, StepPlan, gather, gather_table
 from spannerlm.foundation.page import write_page
 from spannerlm.foundation.past import gather_run
 from spannerlm.inputs import load_reward
 from spannerlm.job import plain
 from spannerlm.progress import Progress
 from spannerlm.rewards import RewardFunction
+from spannerlm.segments import segments as parsed_segments
 from spannerlm.tasks import load_task, model_options
 
 MODELS = "models"
@@ -48,6 +49,9 @@ class CoverageReport:
         """The verdict's kind where there is one model; the best model's where there are several."""
         best = self.document["best"]
         return self.verdicts[best] if best is not None else next(iter(self.verdicts.values()))
+
+    def __repr__(self) -> str:
+        return f"CoverageReport({', '.join(f'{name}: {kind}' for name, kind in self.verdicts.items())})"
 
     def __str__(self) -> str:
         """Each model's verdict with its reasons and advice."""
@@ -94,6 +98,7 @@ def coverage_report(
     seed: int = 0,
     out: Path | str | None = None,
     in_doubt: Literal["rebuy", "drop"] | None = None,
+    segments: Any = None,
 ) -> CoverageReport:
     """Whether a model is a good enough foundation for these prompts and this reward, before labels are bought.
 
@@ -105,6 +110,8 @@ def coverage_report(
 
     ``success``: reward from which a reply counts as one. ``features``: maps to test (`feature_map`). ``kl`` in nats is
     the budget, ``share`` the share of the attainable gain that is forecast, ``max_draws`` what an answer may cost.
+    ``segments`` (8, ``"line"``, a function of the text: `spannerlm.segments.segments`) asks whether going step by step
+    would make answers cheaper; it needs a free reward and takes more draws, about as many again or more.
     With ``out`` the report is written there, and so is the ledger of what was drawn and bought: the same call goes on
     where it was cut off. Cost: draws X draws and at most ``labels`` labels, of each model.
 
@@ -116,7 +123,8 @@ def coverage_report(
     _check(question, draws, labels)
     if env is not None:
         given = {"model": model, "models": models, "prompts": prompts, "reward": reward, "parts": parts}
-        unused = [name for name, value in {**given, "features": features}.items() if value is not None]
+        given |= {"features": features, "segments": segments}
+        unused = [name for name, value in given.items() if value is not None]
         if unused:
             raise InputError(f"an environment brings its own {', '.join(unused)}: leave them out")
         found = gather_table(env, labels=labels, draws=draws, seed=seed)
@@ -128,7 +136,7 @@ def coverage_report(
     source = Source(
         reward, reward is not None and reward_free, reward_noise, labels or 0, dict(parts or {}), dict(columns or {})
     )
-    _check_source(source)
+    _check_source(source, segments)
     folder = None if out is None else Path(out)
     options = dict(generation or {})
     tested = CANDIDATES if features is None else features
@@ -147,6 +155,7 @@ def coverage_report(
             directory=place,
             about=about,
             in_doubt=in_doubt,
+            steps=None if segments is None else StepPlan(segments, question.kl),
         )
         subjects.append(Subject(name, str(other) if isinstance(other, str) else type(other).__name__, seen))
     return _report(subjects, question, ", ".join(named), getattr(reward, "__name__", None), out)
@@ -157,10 +166,12 @@ def coverage_job(
     directory: Path,
     observer: Observer = lambda _: None,
     in_doubt: Literal["rebuy", "drop"] | None = None,
+    segments: Any = None,
 ) -> CoverageReport:
     """The report of a configuration, written to ``directory``: coverage.html, coverage.json, figures, the ledgers.
 
-    Cost: ``coverage.draws`` draws of each prompt, and ``coverage.labels`` labels at most, for each model.
+    Cost: ``coverage.draws`` draws of each prompt, and ``coverage.labels`` labels at most, for each model; more draws
+    with ``segments`` (see `coverage_report`).
     """
     asked = config.coverage
     models = asked.models or ((config.model,) if config.model is not None else ())
@@ -179,7 +190,7 @@ def coverage_job(
         parts=parts or (dict(base.parts) if base is not None else {}),
         columns={name: values[: len(prompts)] for name, values in task.columns.items()},
     )
-    _check_source(source)
+    _check_source(source, segments)
     make_folder(directory)
     durable_write(directory / "config.yaml", dump_config(config).encode())
     options = model_options(first, task)
@@ -197,6 +208,7 @@ def coverage_job(
             directory=directory / MODELS / _slug(name),
             about={"model": place, "options": options},
             in_doubt=in_doubt,
+            steps=None if segments is None else StepPlan(segments, config.kl),
             observe=lambda p, name=name: observer(replace(p, phase=f"{name}: {p.phase}")),  # type: ignore[misc]
         )
         subjects.append(Subject(name if models else task.model_name, place, found))
@@ -281,19 +293,26 @@ def _slug(name: str) -> str:
 
 def _check(question: Question, draws: int, labels: int | None) -> None:
     whole = {"draws": (draws, 1), "max_draws": (question.max_draws, 1), "horizon": (question.horizon, 1)}
+    whole["batch"] = (question.batch, 1)
     whole |= {"simulations": (question.simulations, 0), "labels": (0 if labels is None else labels, 0)}
     for name, (value, least) in whole.items():
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
             raise InputError(f"{name}: expected a whole number of at least {least}, got {value!r}")
-    if not question.kl > 0.0:
-        raise InputError(f"kl: expected a budget above 0 nats, got {question.kl}")
+    if not 0.0 < question.kl < math.inf:
+        raise InputError(f"kl: expected a budget above 0 nats that is finite, got {question.kl}")
     if question.success is not None and not math.isfinite(question.success):
         raise InputError(f"success: expected a finite reward, got {question.success}")
     if not 0.0 < question.share < 1.0:
         raise InputError(f"share: expected a number between 0 and 1, got {question.share}")
 
 
-def _check_source(source: Source) -> None:
+def _check_source(source: Source, segments: Any = None) -> None:
+    if segments is not None:
+        parsed_segments(segments)
+        if not source.free:
+            raise InputError("segments: expected a free reward, as every answer rolled out is graded: leave it out")
+    if not 0.0 <= source.noise_std < math.inf:
+        raise InputError(f"reward_noise: expected a standard deviation of at least 0, got {source.noise_std}")
     if source.labels and source.reward is None:
         raise InputError(f"labels: expected a reward to buy {source.labels} of, got none: give a reward")
     if source.labels and source.free:

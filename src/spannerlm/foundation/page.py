@@ -44,25 +44,31 @@ CAPTIONS: Mapping[str, tuple[str, str]] = {
         "Solid: counted in the draws. Dashed: extrapolated from how the prompts' success rates are spread; where its "
         "band is wide, the data cannot tell.",
     ),
-    "best_of_k": ("Reward of the best of k draws", "The expected true reward where the best of k draws is taken."),
+    "best_of_k": (
+        "Reward of the best of k draws",
+        "The expected true reward where the best of k draws is taken. Without a band: too few draws to bound it.",
+    ),
     "value_and_cost": (
         "What tilting reaches, and what an answer costs",
-        "The farther the policy is from the base model, the more it earns and the more draws an answer costs. Whiskers "
-        "end at the upper 95 % bound; an arrow: no bound can be given from these draws.",
+        "Tilting takes the model's better draws more often; KL is how far that goes from the base model. The farther, "
+        "the more it earns and the more draws an answer costs. Whiskers end at the upper 95 % bound; an arrow: these "
+        "draws give no bound.",
     ),
     "success_rates": (
         "Success rate of a draw, prompt by prompt",
-        "Prompts none of whose draws succeeded are set apart; the dashed line is the rarest success still affordable.",
+        "Prompts none of whose draws succeeded are set apart. Dashed: the rarest success that the draws of one answer "
+        "(coverage.max_draws) can still afford.",
     ),
     "features": (
         "Features under test",
-        "What a policy fitted elsewhere on each feature map keeps of the gain, and what the map explains of the "
-        "rewards' differences within a prompt. Below 0 it predicts worse than the prompt's mean.",
+        "A feature map turns a reply into the numbers that labels teach about. What a policy fitted elsewhere on each "
+        "map keeps of the gain, and what the map explains of the rewards' differences within a prompt. Below 0 it is "
+        "worse than no features.",
     ),
     "forecast": (
         "Labels to the target",
-        "From simulated runs on these draws: labels chosen by exploration and labels of random draws. An arrow: the "
-        "budget ended before the upper end.",
+        "Labels until the policy holds the named share of the gain, in simulated runs on these draws: chosen by "
+        "exploration, and of random draws. An arrow: the runs' labels ended before the upper end.",
     ),
     "spectrum": (
         "Spectrum of the relative features",
@@ -137,6 +143,8 @@ def _section(model: Row, document: Row) -> dict[str, Any]:
         "seen": seen_rows(model),
         "spans": span_rows(model),
         "kls": kl_rows(model),
+        "steps": step_rows(model),
+        "maps": part_maps(model),
         "parts": part_rows(model),
         "beyond": [(k, document["prompts"][k]) for k in hopeless[:BEYOND]],
         "beyond_more": max(0, len(hopeless) - BEYOND),
@@ -201,6 +209,15 @@ def percent(row: Row | None) -> str:
     return f"{few(value)} % [{few(low)}, {few(high)}]"
 
 
+def whole_percent(row: Row | None) -> str:
+    """A share with its interval, in whole percent: "-1 % [-6, 4]"; or "–"."""
+    ends = [100.0 * number(_get(row, key)) for key in ("value", "low", "high")]
+    value, low, high = (NONE if math.isnan(end) else f"{round(end):,}" for end in ends)
+    if NONE in (value, low, high):
+        return NONE if value == NONE else f"{value} %"
+    return f"{value} % [{low}, {high}]"
+
+
 def interval(row: Row | None) -> str:
     """Value and interval as text; or "–"."""
     return wording.interval(row or {})
@@ -244,10 +261,17 @@ def statements(model: Row) -> list[tuple[str, list[str]]]:
         ("What they differ in", used.get("statements")),
         ("What the model can do", _get(model, "success", "statements")),
         ("What tilting reaches", _get(model, "reach", "statements")),
-        ("Which features to use", _get(model, "maps", "statements")),
+        ("Step by step", _get(model, "steps", "statements")),
+        ("Which features to use", _features(model)),
         ("What it would take", _get(model, "forecast", "statements")),
     )
     return [(head, list(sentences)) for head, sentences in groups if sentences]
+
+
+def _features(model: Row) -> list[str]:
+    """Why this map is the one to use, then what the maps' sentences say."""
+    reason, said = _get(model, "maps", "reason"), _get(model, "maps", "statements") or ()
+    return [*([reason] if reason and reason not in said else []), *said]
 
 
 def seen_rows(model: Row) -> list[tuple[str, str]]:
@@ -264,7 +288,7 @@ def seen_rows(model: Row) -> list[tuple[str, str]]:
 
 
 def span_rows(model: Row) -> list[tuple[str, ...]]:
-    """One row per feature map: name, dimension, effective rank, directions of 95 %, pairs, uncovered share."""
+    """One row per feature map: name, dimension, effective rank, directions of 95 %, pairs, other pairs beyond them."""
     return [
         (
             str(row.get("map")),
@@ -272,7 +296,7 @@ def span_rows(model: Row) -> list[tuple[str, ...]]:
             interval(row.get("effective_rank")),
             count(row.get("directions_95")),
             count(_get((row.get("growth") or [{}])[-1], "pairs")),
-            share(row.get("eta")),
+            f"{count(row.get('beyond'))} of {count(row.get('tested'))}" if number(row.get("tested")) > 0.0 else NONE,
         )
         for row in model.get("spans") or ()
     ]
@@ -293,12 +317,35 @@ def kl_rows(model: Row) -> list[tuple[str, ...]]:
     ]
 
 
-def part_rows(model: Row) -> list[tuple[str, ...]]:
-    """One row per map and part of the reward: map, part, share of the reward's variance, what the map explains."""
+def step_rows(model: Row) -> list[tuple[str, ...]]:
+    """One row per step: step, q99 and largest of its ratios, draws a segment, tokens a draw, answers that get there."""
     return [
-        (str(row.get("map")), str(part.get("part")), share(part.get("variance")), percent(part.get("r2")))
-        for row in _get(model, "maps", "rows") or ()
-        for part in row.get("parts") or ()
+        (
+            count(row.get("step")),
+            bounded(row.get("ratio_q99")),
+            few(row.get("largest")),
+            few(row.get("draws")),
+            few(row.get("tokens")),
+            share(row.get("share")),
+        )
+        for row in _get(model, "steps", "rows") or ()
+    ]
+
+
+def part_maps(model: Row) -> list[str]:
+    """The maps that were tested on the reward's parts."""
+    return [str(row.get("map")) for row in _get(model, "maps", "rows") or () if row.get("parts")]
+
+
+def part_rows(model: Row) -> list[tuple[str, ...]]:
+    """One row per part of the reward: part, share of the reward's variance, what each of `part_maps` explains of it."""
+    rows = [row.get("parts") or () for row in _get(model, "maps", "rows") or ()]
+    found = [{str(part.get("part")): part for part in parts} for parts in rows if parts]
+    names = list(dict.fromkeys(name for parts in found for name in parts))
+    first = {name: next(parts[name] for parts in found if name in parts) for name in names}
+    return [
+        (name, share(first[name].get("variance")), *(whole_percent(_get(parts, name, "r2")) for parts in found))
+        for name in names
     ]
 
 

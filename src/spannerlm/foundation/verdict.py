@@ -109,7 +109,7 @@ def _alike(found: Evidence) -> Verdict | None:
         "no foundation",
         "No foundation: the model answers everything alike, so there is nothing to choose from.",
         (f"For {which} all {count(found.draws)} draws are one and the same response.",),
-        ("Sample at a higher temperature, or use a checkpoint that still varies; exploration chooses among draws.",),
+        ("Use a checkpoint whose replies still vary; exploration chooses among draws.",),
     )
 
 
@@ -340,7 +340,8 @@ def _advice(found: Evidence) -> tuple[str, ...]:
     high = found.forecast.labels.high
     labels = high if math.isfinite(high) else found.forecast.labels.value
     which = "" if found.maps is None else f", on the feature map {found.maps.best}"
-    return (f"Explore with {10 * math.ceil(labels / 10)} labels{which}.",)
+    open_end = "" if math.isfinite(high) else "; more may be needed: the draws give no upper end"
+    return (f"Explore with {10 * math.ceil(labels / 10)} labels{which}{open_end}.",)
 
 
 def _stepwise(found: Evidence) -> tuple[str, ...]:
