@@ -194,7 +194,10 @@ def _loaded(model: Any, options: dict[str, Any]) -> Any:
         return backend("huggingface").load(model, **options)
     except TypeError as error:
         unknown = str(error).rpartition("argument ")[2]
-        known = "max_new_tokens, stop, batch_size, chat_template, system, device, dtype, revision, trust_remote_code"
+        known = (
+            "max_new_tokens, stop, batch_size, prefix_cache, chat_template, system, device, dtype, revision, "
+            "trust_remote_code"
+        )
         raise InputError(f"generation: expected some of {known}, got {unknown}") from error
 
 
