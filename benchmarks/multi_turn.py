@@ -29,6 +29,7 @@ from scipy.stats import beta as beta_law
 
 import spannerlm
 from spannerlm.environments import TokenEnvironment, token_environment
+from spannerlm.explorers.foresight import SUSPICION
 
 SHARE, HOLD = 0.05, 4
 FOLDER = Path(__file__).parents[1] / "build" / "multi-turn"
@@ -170,7 +171,7 @@ def stop(seeds: int, pool: Parallel) -> None:
 
 
 def misfitting(family: str, parameters: dict[str, Any], zeta: float, seed: int) -> tuple[float, float]:
-    """(regret over that of pi_ref after 200 labels, the p-value of the lack-of-fit test)."""
+    """(regret over that of pi_ref after 200 labels, the p-value of the lack-of-fit test then)."""
     env = token_environment(family, seed=seed, modifiers={"misspecified": {"zeta": zeta}}, **parameters)
     result = spannerlm.explore(env, explorer="multi-turn-spanner", labels=200, seed=seed)
     return result.history[-1]["regret"] / start(env), result.history[-1].get("misfit", float("nan"))
@@ -183,7 +184,7 @@ def misfit(seeds: int, pool: Parallel) -> None:
         for zeta in (0.0, 0.1, 0.2, 0.4, 0.8):
             found = np.array(pool(delayed(misfitting)(family, parameters, zeta, s) for s in range(2 * seeds)))
             left = "{:.1%} [{:.1%}, {:.1%}]".format(*interval(found[:, 0]))
-            print(f"{family:17}{zeta:>5} {left:>22} {np.mean(found[:, 1] < 0.05):>7.0%}", flush=True)
+            print(f"{family:17}{zeta:>5} {left:>22} {np.mean(found[:, 1] < SUSPICION):>7.0%}", flush=True)
 
 
 PARTS: dict[str, Callable[[int, Parallel], None]] = {

@@ -68,6 +68,7 @@ ORDER = [
     "explorers.foresight",
     "explorers.directed",
     "explorers.paths",
+    "explorers.trunk",
     "explorers.multi_turn",
     "explorers.layered_parts",
     "explorers.layered",

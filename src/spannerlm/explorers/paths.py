@@ -7,7 +7,7 @@ complete sequence, whatever law it came from. So a labelled sequence stays usabl
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
@@ -27,6 +27,10 @@ a policy that is nearly certain needs large parameters at every step, which a Ga
 after the labels have shown them."""
 CAUTIOUS = 0.1
 """Largest prior precision, in the same units, of the covariance that regrets are predicted from."""
+TESTED = 500
+"""Last labels whose residuals are tested for lack of fit."""
+SIMULATED = 199
+"""Simulations of that test."""
 LEVERAGE = 1e-3
 """Least share of a label that its own fit leaves free."""
 GAMMA = 1.0
@@ -126,6 +130,20 @@ class Paths:
         """(H, d)"""
         return self.rows.shape[1], self.features.shape[2]
 
+    def of_rows(self, chosen: slice) -> Paths:
+        """Some of the sequences, with all places."""
+        return replace(self, prompts=self.prompts[chosen], rows=self.rows[chosen], chosen=self.chosen[chosen])
+
+    def shared(self) -> FloatArray:
+        """[N, N] steps that two different sequences share, as a share of H: the same draw at the same place."""
+        found = np.zeros((len(self.rows), len(self.rows)))
+        for rows, chosen in zip(self.rows.T, self.chosen.T, strict=True):
+            same = (rows[:, None] == rows) & (chosen[:, None] == chosen) & (rows >= 0)
+            found += same
+        np.fill_diagonal(found, 0.0)
+        share: FloatArray = found / max(self.rows.shape[1], 1)
+        return share
+
     def at(self, theta: FloatArray, beta: float) -> Tilted:
         """Every place tilted by these parameters [H, d]."""
         scores = np.einsum("rkd,rd->rk", self.features, theta[self.steps])
@@ -191,6 +209,8 @@ class PathFit:
     """Estimated from the labels left out in turn, so with the normalisers' noise."""
     normaliser_std: float
     """Of the normalisers' noise in one label, root mean square."""
+    misfit: float
+    """p-value of the test that labels of sequences which share steps leave no more in common than chance would."""
 
     def samples(self, n: int, *, rng: np.random.Generator) -> FloatArray:
         """[n, H, d] draws of theta."""
@@ -215,7 +235,8 @@ def fit_paths(paths: Paths, values: FloatArray, beta: float, start: FloatArray, 
     best = min(fits, key=lambda fit: fit.surprise)
     doubt = problem.covariance(best.theta, CAUTIOUS * scale) if best.penalty > CAUTIOUS * scale else best.covariance
     normalisers = paths.at(best.theta, beta).normaliser_variances()
-    return PathFit(best.theta, bold.theta, doubt, best.noise_std, float(np.sqrt(np.mean(normalisers))))
+    spread_std = float(np.sqrt(np.mean(normalisers)))
+    return PathFit(best.theta, bold.theta, doubt, best.noise_std, spread_std, problem.misfit(bold))
 
 
 @dataclass(frozen=True, eq=False)
@@ -231,9 +252,14 @@ class _Intercepts:
 
     @classmethod
     def of(cls, owners: IntArray, prompts: int) -> _Intercepts:
-        shares = GAMMA / (1.0 + GAMMA * np.bincount(owners, minlength=prompts))
-        count = np.bincount(owners, minlength=prompts)
-        return cls(owners, shares, (1.0 - shares * count)[owners])
+        count = np.bincount(owners, minlength=prompts).astype(np.float64)
+        shares: FloatArray = GAMMA / (1.0 + GAMMA * count)
+        ones: FloatArray = (1.0 - shares * count)[owners]
+        return cls(owners, shares, ones)
+
+    def of_rows(self, chosen: slice) -> _Intercepts:
+        """Of some of the labels."""
+        return _Intercepts.of(self.owners[chosen], len(self.shares))
 
     def freed(self, columns: FloatArray) -> FloatArray:
         """[N, k] V^-1 times columns [N, k]."""
@@ -305,6 +331,25 @@ class _Problem:
         """[H d, H d] around ``theta`` under that penalty."""
         jacobian, _ = self._linear(theta)
         return _inverse(jacobian.T @ self.intercepts.freed(jacobian), penalty)
+
+    def misfit(self, fit: _Solved) -> float:
+        """Score test of a random effect of each draw at each place, on what ``fit`` leaves of the last labels.
+
+        What features cannot say of a reward is a function of place and draw, and comes back in every sequence that
+        goes there. The statistic is simulated under independent noise, so its level is exact for a linear fit.
+        """
+        chosen = slice(max(0, len(self.values) - TESTED), None)
+        part = _Problem(self.paths.of_rows(chosen), self.values[chosen], self.beta, self.intercepts.of_rows(chosen))
+        jacobian, target = part._linear(fit.theta)
+        freed = part.intercepts.freed(jacobian)
+        n = len(target)
+        left = part.intercepts.freed(np.eye(n))
+        left -= freed @ _inverse(jacobian.T @ freed, fit.penalty) @ freed.T
+        shared = part.paths.shared()
+        rest = left @ np.column_stack([target, np.random.default_rng([n, 66]).standard_normal((n, SIMULATED))])
+        size = np.maximum(np.sum(rest**2, axis=0), 1e-300)
+        score = np.sum(rest * (shared @ rest), axis=0) / size
+        return float((1 + np.sum(score[1:] >= score[0])) / (1 + SIMULATED))
 
     def _linear(self, theta: FloatArray) -> tuple[FloatArray, FloatArray]:
         """Jacobian [N, H d] there, and what it is to explain [N]."""
