@@ -107,7 +107,7 @@ def bounded(family: str, horizon: int, labels: int, seed: int) -> tuple[float, f
 def bound(seeds: int, pool: Parallel) -> None:
     print(f"{'additive lock':13}{'H':>3} {'labels':>18} {'allowed':>8}")
     for h in (8, 12, 16):
-        found = np.array(pool(delayed(bounded)("additive-lock", h, 600, s) for s in range(seeds)))
+        found = np.array(pool(delayed(bounded)("additive-lock", h, 1000, s) for s in range(seeds)))
         print(f"{'':13}{h:>3} {shown(found[:, 0]):>18} {np.median(found[:, 1]):>8,.0f}", flush=True)
 
 
