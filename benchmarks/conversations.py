@@ -26,7 +26,7 @@ from spannerlm.explorers import explorer_by_name
 from spannerlm.features import CallableFeatures, FeatureMap, HiddenStates
 from spannerlm.ledger import Ledger
 from spannerlm.records import DrawRequest, FloatArray, Spec, StepTilt
-from spannerlm.run import Run
+from spannerlm.run import Driver
 from spannerlm.samplers import pool_sample
 from spannerlm.stepwise import rolled
 
@@ -121,7 +121,7 @@ def learned(
     rho = np.full(len(train), 1.0 / len(train))
     spec = Spec(rho, oracle.dim, labels, None, 20, beta=beta, horizon=replies if explorer == EXPLORERS[1] else None)
     with Ledger.open(None, meta={}, prompts=train) as ledger:
-        run = Run(oracle, explorer_by_name(explorer), ConversationReward(), ledger, spec, seed=seed)
+        run = Driver(oracle, explorer_by_name(explorer), ConversationReward(), ledger, spec, seed=seed)
         run.explore()
         theta = np.asarray(run.explorer.policy(run.state).theta)
         values = [label.value for label, _ in run.labels_seen if label.value is not None]

@@ -35,7 +35,7 @@ from spannerlm.ledger import Ledger
 from spannerlm.oracle import RecordedOracle
 from spannerlm.records import Spec
 from spannerlm.rewards import NoisyReward
-from spannerlm.run import Run
+from spannerlm.run import Driver
 
 BASELINE = "random-singles"
 
@@ -99,7 +99,9 @@ class Job:
         reward = NoisyReward(bed.truth, noise, self.seed)
         with Ledger.open(None, meta={}, prompts=pool.prompts) as ledger:
             oracle = RecordedOracle(pool.prompts, pool.train)
-            run = Run(oracle, explorer_by_name(self.explorer, variant.settings), reward, ledger, spec, seed=self.seed)
+            run = Driver(
+                oracle, explorer_by_name(self.explorer, variant.settings), reward, ledger, spec, seed=self.seed
+            )
             run.measure = lambda policy: {"value": pool.value_of(policy.theta)}
             run.explore()
         rows = [{name: row[name] for name in ("labels", "draws", "value")} for row in run.history]

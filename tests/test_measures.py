@@ -12,7 +12,7 @@ from spannerlm.ledger import Ledger
 from spannerlm.measures import LabelMeasure, Measured, TruthMeasure, measure_truth
 from spannerlm.policy import LinearSoftmaxPolicy
 from spannerlm.records import Draws, Spec
-from spannerlm.run import Run
+from spannerlm.run import Driver
 
 ENV = rare_skill(0.1, prompts=8, noise_std=0.2)
 PROBS = np.array([1 / 6] * 6 + [0.0, 0.0])
@@ -24,8 +24,8 @@ def truth(prompts: list[str], completions: list[str]) -> list[float | None]:
     return [None if y == "3" else m for m, y in zip(means, completions, strict=True)]
 
 
-def driven(ledger: Ledger) -> Run:
-    run = Run(ENV, AdaptiveSpannerSampling(), ENV.reward(0), ledger, SPEC, seed=0)
+def driven(ledger: Ledger) -> Driver:
+    run = Driver(ENV, AdaptiveSpannerSampling(), ENV.reward(0), ledger, SPEC, seed=0)
     run.draw_for_evaluation([6, 7], 4000)
     run.explore()
     return run
@@ -48,7 +48,7 @@ def test_truth_is_asked_once_per_response_and_skips_leave_the_pool() -> None:
 
 def test_the_value_follows_the_policy_and_is_undefined_without_draws() -> None:
     with Ledger.open(None, meta={}, prompts=list(ENV.prompts)) as ledger:
-        run = Run(ENV, AdaptiveSpannerSampling(), ENV.reward(0), ledger, SPEC, seed=0)
+        run = Driver(ENV, AdaptiveSpannerSampling(), ENV.reward(0), ledger, SPEC, seed=0)
         measured = Measured(run, 1.0, lambda pool: measure_truth(pool, truth, list(ENV.prompts), {}))
         flat = LinearSoftmaxPolicy(np.zeros(ENV.dim), 1.0)
         assert measured.policy(flat) == {}
@@ -59,7 +59,7 @@ def test_the_value_follows_the_policy_and_is_undefined_without_draws() -> None:
 
 def test_prediction_is_undefined_before_labels_and_near_the_truth_after() -> None:
     with Ledger.open(None, meta={}, prompts=list(ENV.prompts)) as ledger:
-        run = Run(ENV, AdaptiveSpannerSampling(), ENV.reward(0), ledger, SPEC, seed=0)
+        run = Driver(ENV, AdaptiveSpannerSampling(), ENV.reward(0), ledger, SPEC, seed=0)
         run.draw_for_evaluation([6, 7], 4000)
         pool = EvaluationPool(run.evaluation_draws)
         tilted = pool.at_beta(pool.scores(np.zeros(ENV.dim)), float("inf"))

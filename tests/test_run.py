@@ -15,7 +15,7 @@ from spannerlm.errors import InDoubtError, InputError, RewardError
 from spannerlm.explorers import AdaptiveSpannerSampling, Explorer, Passive, TheorySpannerSampling
 from spannerlm.ledger import Ledger
 from spannerlm.records import DrawRequest, LabelItem, LabelRequest, Spec
-from spannerlm.run import Run, check_budget, explorer_meta, result_of, spec_meta
+from spannerlm.run import Driver, check_budget, explorer_meta, result_of, spec_meta
 
 ENV = rare_skill(0.05, prompts=8)
 SPEC = Spec(ENV.prompt_probs, ENV.dim, labels=40, draws=5_000, batch=10, beta=ENV.beta, fresh=True)
@@ -27,8 +27,8 @@ def make(
     explorer: Explorer | None = None,
     spec: Spec = SPEC,
     env: TabularEnvironment = ENV,
-) -> Run:
-    return Run(env, explorer or AdaptiveSpannerSampling(), reward or env.reward(0), ledger, spec, seed=4)
+) -> Driver:
+    return Driver(env, explorer or AdaptiveSpannerSampling(), reward or env.reward(0), ledger, spec, seed=4)
 
 
 def opened(directory: Path | None, **options: Any) -> Ledger:
@@ -229,7 +229,7 @@ def test_the_same_seed_gives_the_same_ledger_and_another_seed_another() -> None:
     exports = []
     for seed in (4, 4, 5):
         with opened(None) as ledger:
-            run = Run(ENV, Passive(), ENV.reward(0), ledger, SPEC, seed=seed)
+            run = Driver(ENV, Passive(), ENV.reward(0), ledger, SPEC, seed=seed)
             run.explore()
             exports.append(list(ledger.export()))
     assert exports[0] == exports[1] != exports[2]

@@ -16,13 +16,13 @@ from test_run import ENV, SPEC, Impure, opened
 from spannerlm.errors import InDoubtError, InputError, RewardError
 from spannerlm.ledger import Ledger
 from spannerlm.records import Labelled, LabelRequest, Spec, StopRequest
-from spannerlm.run import Run
+from spannerlm.run import Driver
 
 DUELS = replace(SPEC, feedback="comparison")
 
 
-def duelling(ledger: Ledger, explorer: Any, reward: Any = None, compare: Any = None, spec: Spec = DUELS) -> Run:
-    return Run(ENV, explorer, reward, ledger, spec, seed=4, compare=compare)
+def duelling(ledger: Ledger, explorer: Any, reward: Any = None, compare: Any = None, spec: Spec = DUELS) -> Driver:
+    return Driver(ENV, explorer, reward, ledger, spec, seed=4, compare=compare)
 
 
 class Rater:

@@ -28,7 +28,7 @@ from spannerlm.records import (
     StepTilt,
     StopRequest,
 )
-from spannerlm.run import Run, spec_meta
+from spannerlm.run import Driver, spec_meta
 
 ENV = gated_lock(6, seed=1)
 SPEC = Spec(ENV.prompt_probs, ENV.dim, 25, None, 5, beta=ENV.beta, fresh=True, horizon=6)
@@ -87,12 +87,12 @@ class Killed(Exception):
 
 
 def go(folder: Path | None, *, kill: bool = False) -> tuple[list[str], Counts, State]:
-    def observe(run: Run) -> None:
+    def observe(run: Driver) -> None:
         if kill and not run.reason:
             raise Killed
 
     with Ledger.open(folder, meta=spec_meta(SPEC, 0), prompts=list(ENV.prompts)) as ledger:
-        run = Run(ENV, Roller(), ENV.reward(0), ledger, SPEC, seed=0, observe=observe)
+        run = Driver(ENV, Roller(), ENV.reward(0), ledger, SPEC, seed=0, observe=observe)
         run.replay()
         run.explore()
         run.stop()
@@ -119,7 +119,7 @@ def test_a_run_killed_after_every_request_is_the_undisturbed_one(
 
 def outcome(request: DrawRequest, env: Any = ENV) -> Drawn:
     with Ledger.open(None, meta=spec_meta(SPEC, 0), prompts=list(env.prompts)) as ledger:
-        run = Run(env, Roller(), env.reward(0), ledger, SPEC, seed=3)
+        run = Driver(env, Roller(), env.reward(0), ledger, SPEC, seed=3)
         return run._draw(0, request)
 
 
@@ -159,7 +159,7 @@ def test_an_oracle_of_whole_responses_can_not_go_on() -> None:
 
 def test_the_levels_are_the_largest_scores_of_what_was_drawn() -> None:
     with Ledger.open(None, meta=spec_meta(SPEC, 0), prompts=list(ENV.prompts)) as ledger:
-        run = Run(ENV, Roller(), ENV.reward(0), ledger, SPEC, seed=0)
+        run = Driver(ENV, Roller(), ENV.reward(0), ledger, SPEC, seed=0)
         theta = np.random.default_rng(0).standard_normal((6, 4))
         assert np.all(run.step_levels(theta) == np.inf)
         run.explore()

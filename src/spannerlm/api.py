@@ -20,7 +20,7 @@ from spannerlm.ledger import Ledger
 from spannerlm.policy import Policy, TruncatedSoftmaxPolicy
 from spannerlm.records import Info, Spec
 from spannerlm.rewards import CompareFunction, RewardFunction
-from spannerlm.run import Result, Run, check_budget, explorer_meta, result_of, spec_meta
+from spannerlm.run import Driver, Result, check_budget, explorer_meta, result_of, spec_meta
 from spannerlm.segments import Segments
 from spannerlm.tilted import save_policy
 
@@ -238,7 +238,7 @@ def _drive(
     meta = {**spec_meta(spec, seed), **explorer_meta(explorer), **about}
     with Ledger.open(folder, meta=meta, prompts=list(oracle.prompts), columns=columns) as ledger:
         compare = sources["compare"]
-        run = Run(oracle, explorer, sources["reward"], ledger, spec, seed=seed, compare=compare, columns=columns)
+        run = Driver(oracle, explorer, sources["reward"], ledger, spec, seed=seed, compare=compare, columns=columns)
         run.measure = measure
         if in_doubt is not None:
             ledger.settle_in_doubt(in_doubt)

@@ -32,7 +32,7 @@ from spannerlm.measures import LabelMeasure, Measure, Measured, measure_truth
 from spannerlm.progress import Progress
 from spannerlm.records import Spec
 from spannerlm.report import write_report
-from spannerlm.run import Run, Stopwatch, explorer_meta, spec_meta
+from spannerlm.run import Driver, Stopwatch, explorer_meta, spec_meta
 from spannerlm.summary import KLS, summarise
 from spannerlm.tasks import Task, load_model, load_task, model_options
 from spannerlm.tilted import save_policy
@@ -106,7 +106,7 @@ class Job:
         notes = {"versions": versions(), "platform": platform.platform(), "rewards": self._reward_versions()}
         ledger = Ledger.open(self.directory, meta=meta, prompts=task.prompts, columns=task.columns, notes=notes)
         with ledger:
-            run = Run(
+            run = Driver(
                 oracle,
                 explorer,
                 task.reward,
@@ -151,7 +151,7 @@ class Job:
             )
         return known
 
-    def _explore(self, run: Run, task: Task) -> Measured:
+    def _explore(self, run: Driver, task: Task) -> Measured:
         """Evaluation draws first, so that the value can be followed; then the explorer until it stops."""
         config = self.config
         rows = range(len(task.train), len(task.train) + min(len(task.heldout), config.evaluation.max_prompts))
@@ -171,13 +171,13 @@ class Job:
             measured.buy(config.eval_labels, seed=config.seed)
         return measured
 
-    def _measure(self, task: Task, run: Run, pool: EvaluationPool) -> Measure:
+    def _measure(self, task: Task, run: Driver, pool: EvaluationPool) -> Measure:
         if task.truth is None:
             return LabelMeasure(pool, run)
         with self.stopwatch.part("reward"):
             return measure_truth(pool, task.truth, task.prompts, task.columns)
 
-    def _finish(self, run: Run, task: Task, phi: FeatureMap, measured: Measured) -> dict[str, Any]:
+    def _finish(self, run: Driver, task: Task, phi: FeatureMap, measured: Measured) -> dict[str, Any]:
         self._tell("compare with random labels", run)
         report = summarise(run, task, self.config, measured)
         beta = float(getattr(run.explorer.policy(run.state), "beta", float("nan")))
@@ -193,7 +193,7 @@ class Job:
         self._write("report.json", json.dumps(plain(report), indent=1).encode())
         return report
 
-    def _reach(self, run: Run, measured: Measured, beta: float) -> dict[str, Any]:
+    def _reach(self, run: Driver, measured: Measured, beta: float) -> dict[str, Any]:
         """Largest density ratio of the learned policy on held-out draws, and beta and ratio at other KL budgets.
 
         Empty without held-out draws.
@@ -215,10 +215,10 @@ class Job:
         durable_write(self.directory / name, data)
         sync_folder(self.directory)
 
-    def _observe(self, run: Run) -> None:
+    def _observe(self, run: Driver) -> None:
         self._tell(str(run.history[-1].get("phase", "")) if run.history else "", run)
 
-    def _tell(self, phase: str, run: Run | None = None) -> None:
+    def _tell(self, phase: str, run: Driver | None = None) -> None:
         elapsed = time.perf_counter() - self.started
         budget = self.config.labels
         if run is None:

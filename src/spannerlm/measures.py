@@ -14,7 +14,7 @@ from spannerlm.policy import Policy, padded
 from spannerlm.records import Draws, FloatArray, Info, LabelItem
 from spannerlm.regression import Posterior
 from spannerlm.rewards import RewardFunction, call_reward
-from spannerlm.run import Run
+from spannerlm.run import Driver
 
 UNDEFINED = Interval(float("nan"), float("nan"), float("nan"))
 
@@ -55,7 +55,7 @@ class LabelMeasure:
     """By the posterior that the run's labels leave; undefined before the first label."""
 
     pool: EvaluationPool
-    run: Run
+    run: Driver
 
     def value(self, tilted: Tilted) -> Interval:
         """Posterior prediction of the mean reward."""
@@ -91,7 +91,7 @@ def measure_truth(
 class Measured:
     """Measures the run's policies at one KL, as soon as its held-out draws are there."""
 
-    def __init__(self, run: Run, kl: float, build: Callable[[EvaluationPool], Measure]) -> None:
+    def __init__(self, run: Driver, kl: float, build: Callable[[EvaluationPool], Measure]) -> None:
         self._run, self.kl, self._build = run, kl, build
         self._measure: Measure | None = None
         self.sampled: Sampled | None = None

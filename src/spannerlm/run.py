@@ -88,7 +88,7 @@ class Stopwatch:
             self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
 
 
-class Run:
+class Driver:
     """One explorer at work on one oracle, reward and ledger.
 
     ``reward`` gives the labels of single responses, ``compare`` those of pairs; None where the run has no such source.
@@ -105,7 +105,7 @@ class Run:
         seed: int,
         compare: CompareFunction | None = None,
         columns: Mapping[str, Sequence[Any]] | None = None,
-        observe: Callable[[Run], None] = lambda _: None,
+        observe: Callable[[Driver], None] = lambda _: None,
     ) -> None:
         self.oracle, self.explorer, self.ledger = oracle, explorer, ledger
         self.reward, self.compare = reward, compare
@@ -356,7 +356,7 @@ class Run:
                 raise
 
 
-def result_of(run: Run, run_dir: Path | None) -> Result:
+def result_of(run: Driver, run_dir: Path | None) -> Result:
     """The result of a run that has stopped."""
     counts, policy = run.ledger.counts, run.explorer.policy(run.state)
     return Result(

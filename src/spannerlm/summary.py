@@ -21,7 +21,7 @@ from spannerlm.measures import UNDEFINED, Measure, Measured
 from spannerlm.oracle import RecordedOracle
 from spannerlm.policy import Policy
 from spannerlm.records import FloatArray
-from spannerlm.run import Run
+from spannerlm.run import Driver
 from spannerlm.tasks import Task
 from spannerlm.wording import GAIN
 
@@ -41,7 +41,7 @@ MORE = 10
 """The random baseline is followed to this many times the labels."""
 
 
-def summarise(run: Run, task: Task, config: RunConfig, measured: Measured) -> dict[str, Any]:
+def summarise(run: Driver, task: Task, config: RunConfig, measured: Measured) -> dict[str, Any]:
     """The report mapping of a run that has stopped. No draws and no labels beyond the baselines' own."""
     policy = run.explorer.policy(run.state)
     learner = run.explorer.learner(run.state)
@@ -130,7 +130,7 @@ class Board:
         """[X] draws per accepted response at this KL budget."""
         return [float(c) for c in self.measure.pool.at_kl(scores, kl).draws_per_answer()]
 
-    def table(self, run: Run, random: tuple[Baseline, ...]) -> list[dict[str, Any]]:
+    def table(self, run: Driver, random: tuple[Baseline, ...]) -> list[dict[str, Any]]:
         """Base model, random at the same and at ten times the labels, the explorer, the optimum: at equal KL."""
         pool, counts = self.measure.pool, run.ledger.counts
         base = self.point(pool.at_beta(np.zeros_like(pool.base), float("inf")))
@@ -160,7 +160,7 @@ class Board:
         return curves
 
 
-def _baselines(run: Run, task: Task, config: RunConfig, measured: Measured) -> tuple[Baseline, ...]:
+def _baselines(run: Driver, task: Task, config: RunConfig, measured: Measured) -> tuple[Baseline, ...]:
     """Random labels of the run's kind, as many and ten times as many; none where the true reward is not free.
 
     Which labels random draws happen to hit matters more than anything: of `BASELINE_SEEDS` runs with the run's labels
@@ -176,7 +176,7 @@ def _baselines(run: Run, task: Task, config: RunConfig, measured: Measured) -> t
         return short[seed], _random_labels(run, task, measured, MORE * labels, seed)
 
 
-def _random_labels(run: Run, task: Task, measured: Measured, labels: int, seed: int) -> Baseline:
+def _random_labels(run: Driver, task: Task, measured: Measured, labels: int, seed: int) -> Baseline:
     """Random singles or random comparisons on the run's own draws; its draws cost no model call."""
     oracle = RecordedOracle(task.prompts, run.exploration_draws)
     explored = np.unique([draws.prompt for draws in run.exploration_draws])
@@ -187,7 +187,9 @@ def _random_labels(run: Run, task: Task, measured: Measured, labels: int, seed: 
     spec = replace(run.spec, prompt_probs=probs, labels=labels, draws=None, batch=batch)
     explorer: Explorer = RandomSingles() if spec.feedback == "scalar" else Passive()
     with Ledger.open(None, meta={}, prompts=task.prompts, columns=task.columns) as ledger:
-        other = Run(oracle, explorer, task.reward, ledger, spec, seed=seed, compare=task.compare, columns=task.columns)
+        other = Driver(
+            oracle, explorer, task.reward, ledger, spec, seed=seed, compare=task.compare, columns=task.columns
+        )
         other.measure = measured.policy
         other.explore()
         return Baseline(other.history, other.explorer.policy(other.state).theta)
@@ -234,7 +236,7 @@ def _replies(board: Board, policy: Policy, task: Task, *, rng: np.random.Generat
     return shown
 
 
-def _fit(run: Run, seed: int) -> dict[str, Any]:
+def _fit(run: Driver, seed: int) -> dict[str, Any]:
     """Cross-validated fit of the features on rewards, and what it means in words; undefined for comparisons."""
     if run.spec.feedback == "comparison":
         fit = Fit(UNDEFINED, sum(label.value is not None for label, _ in run.labels_seen), 0, float("nan"))
@@ -269,7 +271,7 @@ def _reading(fit: Fit) -> str:
     return f"{fit.labels} labels are too few to tell: {share}, and the interval is wide"
 
 
-def _estimates(run: Run, measured: Measured, policy: Policy) -> list[dict[str, Any]]:
+def _estimates(run: Driver, measured: Measured, policy: Policy) -> list[dict[str, Any]]:
     """What the run's own labels say of the learned policy's value, where the true reward is not free."""
     measure = measured.measure
     posterior = run.explorer.learner(run.state).posterior

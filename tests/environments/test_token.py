@@ -20,7 +20,7 @@ from spannerlm.explorers import EXPLORERS
 from spannerlm.ledger import Ledger
 from spannerlm.policy import LinearSoftmaxPolicy
 from spannerlm.records import Spec
-from spannerlm.run import Run, spec_meta
+from spannerlm.run import Driver, spec_meta
 
 FIELDS = ("next_state", "base_probs", "features", "step_rewards", "initial_probs")
 CLOSE: dict[str, Any] = {"rtol": 1e-12, "atol": 1e-12}
@@ -374,7 +374,7 @@ def test_a_sequence_level_explorer_runs_on_it() -> None:
     env, explorer = additive_lock(6, seed=1), EXPLORERS["passive"]()
     spec = Spec(env.prompt_probs, env.dim, 100, None, 20, beta=env.beta, fresh=True)
     with Ledger.open(None, meta=spec_meta(spec, 0), prompts=list(env.prompts)) as ledger:
-        run = Run(env, explorer, env.reward(0), ledger, spec, seed=0)
+        run = Driver(env, explorer, env.reward(0), ledger, spec, seed=0)
         run.explore()
     theta = run.explorer.policy(run.state).theta
     scores = np.einsum("hsad,hd->hsa", env.features, theta.reshape(env.horizon, env.step_dim))

@@ -26,7 +26,7 @@ from spannerlm.records import (
     Labelled,
     LabelRequest,
 )
-from spannerlm.run import Run, spec_meta
+from spannerlm.run import Driver, spec_meta
 
 ENV = token_environment("gated-lock", horizon=4, seed=1)
 BOUND = 0.52
@@ -253,12 +253,12 @@ class Killed(Exception):
 def go(folder: Path | None, *, kill: bool = False) -> tuple[list[str], list[dict[str, Any]], Counts]:
     spec = spec_of(ENV, labels=24)
 
-    def observe(run: Run) -> None:
+    def observe(run: Driver) -> None:
         if kill and not run.reason:
             raise Killed
 
     with Ledger.open(folder, meta=spec_meta(spec, 0), prompts=list(ENV.prompts)) as ledger:
-        run = Run(ENV, LayeredSpanner(t_span=8), ENV.reward(0), ledger, spec, seed=0, observe=observe)
+        run = Driver(ENV, LayeredSpanner(t_span=8), ENV.reward(0), ledger, spec, seed=0, observe=observe)
         run.measure = lambda policy: {"regret": ENV.regret(policy.table(ENV))}
         run.replay()
         run.explore()
@@ -284,7 +284,7 @@ def test_it_ends_where_every_sequence_has_its_label() -> None:
     env = token_environment("delayed-lock", horizon=2, states=2, seed=0)
     spec = spec_of(env, labels=50, fresh=False)
     with Ledger.open(None, meta=spec_meta(spec, 0), prompts=list(env.prompts)) as ledger:
-        run = Run(env, LayeredSpanner(), env.reward(0), ledger, spec, seed=0)
+        run = Driver(env, LayeredSpanner(), env.reward(0), ledger, spec, seed=0)
         run.explore()
         assert (run.reason, ledger.counts.labels) == ("schedule complete", 4)
         assert ledger.counts.reused > 20

@@ -15,7 +15,7 @@ from spannerlm.explorers.linucb import LinUCB, ListedState
 from spannerlm.ledger import Ledger
 from spannerlm.oracle import RecordedOracle
 from spannerlm.records import DrawRequest, LabelRequest
-from spannerlm.run import Run
+from spannerlm.run import Driver
 
 ENV = laws.random_table(4, prompts=5, responses=12, dim=4)
 
@@ -118,7 +118,7 @@ def test_an_oracle_that_cannot_list_is_refused() -> None:
     records = ENV.draw(range(5), 20, rng=np.random.default_rng(0))
     spec = laws.spec_of(ENV, labels=5)
     ledger = Ledger.open(None, meta={"seed": 0}, prompts=list(ENV.prompts))
-    run = Run(RecordedOracle(ENV.prompts, records), LinUCB(pool=4), ENV.reward(0), ledger, spec, seed=0)
+    run = Driver(RecordedOracle(ENV.prompts, records), LinUCB(pool=4), ENV.reward(0), ledger, spec, seed=0)
     with pytest.raises(InputError, match="linucb-enumerate needs an environment that can list its responses"):
         run.explore()
 

@@ -17,7 +17,7 @@ from spannerlm.explorers.multi_turn import MultiTurnSpanner
 from spannerlm.explorers.trunk import Design
 from spannerlm.ledger import Counts, Ledger
 from spannerlm.records import Spec
-from spannerlm.run import Run, spec_meta
+from spannerlm.run import Driver, spec_meta
 
 ENV = token_environment("gated-lock", horizon=5, seed=0)
 SPEC = Spec(ENV.prompt_probs, ENV.dim, 14, 900, 4, beta=ENV.beta, fresh=True, horizon=5)
@@ -30,12 +30,12 @@ class Killed(Exception):
 def go(spec: Spec, folder: Path | None = None, *, kill: bool = False, reward: Any = None) -> tuple[list[str], Counts]:
     """What the ledger holds after a run, and what it counted; ``kill`` ends it after one request."""
 
-    def observe(run: Run) -> None:
+    def observe(run: Driver) -> None:
         if kill and not run.reason:
             raise Killed
 
     with Ledger.open(folder, meta=spec_meta(spec, 0), prompts=list(ENV.prompts)) as ledger:
-        run = Run(ENV, MultiTurnSpanner(), reward or ENV.reward(0), ledger, spec, seed=0, observe=observe)
+        run = Driver(ENV, MultiTurnSpanner(), reward or ENV.reward(0), ledger, spec, seed=0, observe=observe)
         run.replay()
         run.explore()
         run.stop()

@@ -18,6 +18,7 @@ from spannerlm.explorers.paths import (
     _Problem,
     fit_paths,
     information,
+    step_prior,
 )
 from spannerlm.records import DrawRequest, Draws, FloatArray, Rollout, StepTilt
 from spannerlm.regression import PRIOR_SHAPE, PRIOR_SHARE
@@ -92,7 +93,7 @@ def test_gauss_newton_ends_where_the_dense_merit_is_least() -> None:
     paths, beta = made(rng, n=30), 0.5
     truth = rng.normal(size=paths.shape)
     values = 3.0 + paths.at(truth, beta).sums() + 0.1 * rng.normal(size=30)
-    problem = _Problem(paths, values, beta, _Intercepts.of(paths.prompts, 3))
+    problem = _Problem(paths, values, beta, _Intercepts.of(paths.prompts, 3), step_prior(paths.shape, 0.0))
     solved = problem.solved(np.zeros(paths.shape), 0.05)
     inverse = np.linalg.inv(dense(paths.prompts))
 
@@ -106,12 +107,31 @@ def test_gauss_newton_ends_where_the_dense_merit_is_least() -> None:
         assert merit(solved.theta + move) > merit(solved.theta)
 
 
+def test_steps_that_are_alike_share_what_their_labels_tell() -> None:
+    rng = np.random.default_rng(8)
+    paths = made(rng, n=30)
+    horizon, dim = paths.shape
+    precision = step_prior(paths.shape, 0.75)
+    for theta in rng.normal(size=(5, horizon, dim)):  # the density of H correlated normals, coordinate by coordinate
+        between = np.full((horizon, horizon), 0.75) + 0.25 * np.eye(horizon)
+        slow = sum(float(column @ np.linalg.solve(between, column)) for column in theta.T)
+        assert theta.reshape(-1) @ precision @ theta.reshape(-1) == pytest.approx(slow)
+    assert np.array_equal(step_prior(paths.shape, 0.0), np.eye(horizon * dim))
+    truth = np.tile(rng.normal(size=dim), (horizon, 1))
+    values = paths.at(truth, 0.5).sums() + 0.5 * rng.normal(size=30)
+    apart, shared = (fit_paths(paths, values, 0.5, np.zeros(paths.shape), 3, alike=a).theta for a in (0.0, 0.95))
+    assert np.linalg.norm(shared - truth) < np.linalg.norm(apart - truth)
+    assert np.ptp(shared, axis=0).max() < np.ptp(apart, axis=0).max()
+
+
 def test_labels_left_out_are_foretold_as_by_really_leaving_them_out() -> None:
     rng = np.random.default_rng(3)
     beta, penalty = 1e5, 0.7  # with so large a beta a sequence's sum is linear in theta
     paths = made(rng, n=16)
     values = rng.normal(size=16)
-    solved = _Problem(paths, values, beta, _Intercepts.of(paths.prompts, 3)).solved(np.zeros(paths.shape), penalty)
+    solved = _Problem(paths, values, beta, _Intercepts.of(paths.prompts, 3), step_prior(paths.shape, 0.0)).solved(
+        np.zeros(paths.shape), penalty
+    )
     jacobian = paths.at(np.zeros(paths.shape), beta).jacobian()
     joint = dense(paths.prompts, 1e6) + jacobian @ jacobian.T / penalty
     misses, variances = np.empty(16), np.empty(16)

@@ -50,7 +50,9 @@ class MultiTurnSpanner:
 
     ``nu`` is the radius of the first test, and of the test of a branch's later steps; whenever trunks pass the test it
     shrinks by ``shrink`` until one does not. With ``target_regret`` a run stops as soon as the regret predicted along
-    fresh trunks is half of it. Needs rewards (no comparisons), a ``beta``, and an oracle that resumes prefixes.
+    fresh trunks is half of it. ``alike``, in [0, 1), is the prior correlation of a feature's worth at two steps: 0
+    where steps have nothing in common, near 1 where they are of one kind, as the replies of a conversation are. Needs
+    rewards (no comparisons), a ``beta``, and an oracle that resumes prefixes.
     """
 
     draws: int = 12
@@ -59,6 +61,7 @@ class MultiTurnSpanner:
     """Roll-ins per round."""
     nu: float = 1.2
     shrink: float = 0.7
+    alike: float = 0.0
     name: ClassVar[str] = "multi-turn-spanner"
 
     def __post_init__(self) -> None:
@@ -66,6 +69,10 @@ class MultiTurnSpanner:
             raise InputError(
                 "multi-turn-spanner: expected draws of at least 2, trunks of at least 1, a positive nu and shrink in "
                 f"(0, 1), got {self.draws}, {self.trunks}, {self.nu}, {self.shrink}"
+            )
+        if not 0.0 <= self.alike < 1.0:
+            raise InputError(
+                f"multi-turn-spanner: expected alike in [0, 1), got {self.alike}: 0 if steps share nothing"
             )
 
     def init(self, spec: Spec) -> TrunkState:
@@ -76,7 +83,7 @@ class MultiTurnSpanner:
             raise InputError(f"feedback: multi-turn-spanner learns from 'scalar' alone, got {spec.feedback!r}")
         if spec.beta is None:
             raise InputError("beta: multi-turn-spanner needs one, got a KL budget: give beta")
-        return TrunkState(Learner.start(spec), self.nu)
+        return TrunkState(Learner.start(spec), self.nu, self.alike)
 
     def decide(self, state: TrunkState, *, rng: np.random.Generator) -> Request:
         """Branches that are planned, then labels that are, then trunks."""
@@ -222,7 +229,7 @@ class MultiTurnSpanner:
         values = (*state.values, *(value for _, value in news))
         paths = Paths.of(state.store, labelled, state.shape)
         prompts = len(state.learner.spec.prompt_probs)
-        fit = fit_paths(paths, np.array(values), state.beta, state.theta, prompts)
+        fit = fit_paths(paths, np.array(values), state.beta, state.theta, prompts, alike=self.alike)
         state = replace(state, labelled=labelled, values=values, fit=fit)
         return state if state.waiting or state.branches or state.rechecked else self._rechecked(state)
 

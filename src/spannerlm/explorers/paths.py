@@ -219,15 +219,26 @@ class PathFit:
         return np.asarray(flat.reshape(n, *self.theta.shape))
 
 
-def fit_paths(paths: Paths, values: FloatArray, beta: float, start: FloatArray, prompts: int) -> PathFit:
+def step_prior(shape: tuple[int, int], alike: float) -> FloatArray:
+    """[H d, H d] prior precision of theta [H, d] in units of one penalty: the same coordinate of two different steps
+    has correlation ``alike``, in [0, 1), everything else none; the identity at 0."""
+    horizon, dim = shape
+    between = (1.0 - alike) * np.eye(horizon) + alike
+    return np.asarray(np.kron(np.linalg.inv(between), np.eye(dim)))
+
+
+def fit_paths(
+    paths: Paths, values: FloatArray, beta: float, start: FloatArray, prompts: int, *, alike: float = 0.0
+) -> PathFit:
     """Gauss-Newton on r = mu + u_x + sum_h A_h, u_x a random effect of each of ``prompts``; ``start`` is [H, d].
 
-    Begins at ``start`` and at 0 with the smallest penalty, and goes on from the better one to larger ones.
+    Begins at ``start`` and at 0 with the smallest penalty, and goes on from the better one to larger ones. ``alike`` is
+    the prior correlation of the steps' parameters (`step_prior`).
     """
     spread = paths.spread()
     steps = [spread[paths.steps == h] for h in range(paths.shape[0])]
     scale = max(float(sum(s.mean() for s in steps if len(s))), 1e-12)
-    problem = _Problem(paths, values, beta, _Intercepts.of(paths.prompts, prompts))
+    problem = _Problem(paths, values, beta, _Intercepts.of(paths.prompts, prompts), step_prior(start.shape, alike))
     bold = min((problem.solved(at, LEVELS[0] * scale) for at in (start, np.zeros_like(start))), key=lambda f: f.merit)
     fits = [bold]
     for level in LEVELS[1:]:
@@ -294,11 +305,15 @@ class _Problem:
     values: FloatArray
     beta: float
     intercepts: _Intercepts
+    prior: FloatArray
+    """[H d, H d] what a penalty multiplies."""
 
     def merit(self, theta: FloatArray, penalty: float) -> float:
         """What the fit makes small: squared residuals, intercepts integrated out, plus the penalty of theta [H, d]."""
         rest = self.values - self.paths.at(theta, self.beta).sums()
-        return float(rest @ self.intercepts.freed(rest[:, None])[:, 0]) + penalty * float(np.sum(theta**2))
+        return float(rest @ self.intercepts.freed(rest[:, None])[:, 0]) + penalty * float(
+            theta.reshape(-1) @ self.prior @ theta.reshape(-1)
+        )
 
     def solved(self, start: FloatArray, penalty: float) -> _Solved:
         """Gauss-Newton from ``start``; of each step the share that lowers the merit most is taken."""
@@ -306,7 +321,7 @@ class _Problem:
         for _ in range(STEPS):
             jacobian, target = self._linear(theta)
             freed = self.intercepts.freed(jacobian)
-            goal = np.linalg.solve(_plus(jacobian.T @ freed, penalty), freed.T @ target).reshape(theta.shape)
+            goal = np.linalg.solve(jacobian.T @ freed + penalty * self.prior, freed.T @ target).reshape(theta.shape)
             merits = [(self.merit(theta + share * (goal - theta), penalty), share) for share in SHARES]
             least, share = min(merits)
             if least >= merit:
@@ -317,7 +332,7 @@ class _Problem:
                 break
         jacobian, target = self._linear(theta)
         freed = self.intercepts.freed(jacobian)
-        covariance = _inverse(jacobian.T @ freed, penalty)
+        covariance = self._inverse(jacobian.T @ freed, penalty)
         onto = freed @ covariance
         left = self.intercepts.freed(target[:, None])[:, 0] - onto @ (freed.T @ target)
         known = np.maximum(self.intercepts.diagonal() - np.sum(onto * freed, axis=1), LEVERAGE)
@@ -330,7 +345,7 @@ class _Problem:
     def covariance(self, theta: FloatArray, penalty: float) -> FloatArray:
         """[H d, H d] around ``theta`` under that penalty."""
         jacobian, _ = self._linear(theta)
-        return _inverse(jacobian.T @ self.intercepts.freed(jacobian), penalty)
+        return self._inverse(jacobian.T @ self.intercepts.freed(jacobian), penalty)
 
     def misfit(self, fit: _Solved) -> float:
         """Score test of a random effect of each draw at each place, on what ``fit`` leaves of the last labels.
@@ -339,12 +354,13 @@ class _Problem:
         goes there. The statistic is simulated under independent noise, so its level is exact for a linear fit.
         """
         chosen = slice(max(0, len(self.values) - TESTED), None)
-        part = _Problem(self.paths.of_rows(chosen), self.values[chosen], self.beta, self.intercepts.of_rows(chosen))
+        paths, free = self.paths.of_rows(chosen), self.intercepts.of_rows(chosen)
+        part = _Problem(paths, self.values[chosen], self.beta, free, self.prior)
         jacobian, target = part._linear(fit.theta)
         freed = part.intercepts.freed(jacobian)
         n = len(target)
         left = part.intercepts.freed(np.eye(n))
-        left -= freed @ _inverse(jacobian.T @ freed, fit.penalty) @ freed.T
+        left -= freed @ self._inverse(jacobian.T @ freed, fit.penalty) @ freed.T
         shared = part.paths.shared()
         rest = left @ np.column_stack([target, np.random.default_rng([n, 66]).standard_normal((n, SIMULATED))])
         size = np.maximum(np.sum(rest**2, axis=0), 1e-300)
@@ -357,13 +373,9 @@ class _Problem:
         jacobian = here.jacobian()
         return jacobian, self.values - here.sums() + jacobian @ theta.reshape(-1)
 
-
-def _inverse(matrix: FloatArray, penalty: float) -> FloatArray:
-    return np.asarray(np.linalg.inv(_plus(matrix, penalty)), dtype=np.float64)
-
-
-def _plus(matrix: FloatArray, penalty: float) -> FloatArray:
-    return np.asarray(matrix + penalty * np.eye(len(matrix)))
+    def _inverse(self, information: FloatArray, penalty: float) -> FloatArray:
+        """[H d, H d] of the information plus the prior's."""
+        return np.asarray(np.linalg.inv(information + penalty * self.prior), dtype=np.float64)
 
 
 def information(jacobian: FloatArray, owners: IntArray, prompts: int, gamma: float) -> FloatArray:

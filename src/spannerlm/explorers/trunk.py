@@ -9,7 +9,7 @@ from functools import cached_property
 import numpy as np
 
 from spannerlm.explorers.learner import Learner
-from spannerlm.explorers.paths import PathFit, Paths, Place, Store, information
+from spannerlm.explorers.paths import PathFit, Paths, Place, Store, information, step_prior
 from spannerlm.records import FloatArray, Rollout
 
 INTERCEPT = 10.0
@@ -54,6 +54,8 @@ class TrunkState:
     learner: Learner
     nu: float
     """Radius beyond which a trunk is branched now."""
+    alike: float = 0.0
+    """Prior correlation of the steps' parameters."""
     store: Store = field(default_factory=Store)
     labelled: tuple[Rollout, ...] = ()
     """Sequences with labels, one entry per label."""
@@ -122,7 +124,7 @@ class Design:
             jacobian = Paths.of(state.store, rollouts, state.shape).at(state.rolled(state.bold), state.beta).jacobian()
             owners = np.array([path.prompt for path in rollouts])
             known = information(jacobian, owners, len(state.learner.spec.prompt_probs), INTERCEPT)
-        precision: FloatArray = known + RIDGE * typical(state.store, dim) * np.eye(len(known))
+        precision: FloatArray = known + RIDGE * typical(state.store, dim) * step_prior(state.shape, state.alike)
         return cls(np.asarray(np.linalg.inv(precision), dtype=np.float64), dim)
 
     def squares(self, h: int, relative: FloatArray) -> FloatArray:

@@ -24,7 +24,7 @@ from spannerlm.oracle import SamplingOracle, TokenOracle
 from spannerlm.progress import Progress
 from spannerlm.records import Drawn, DrawRequest, Draws, FloatArray, LabelItem, Spec
 from spannerlm.rewards import RewardFunction, call_reward
-from spannerlm.run import Run
+from spannerlm.run import Driver
 from spannerlm.segments import segments as parsed_segments
 from spannerlm.stepwise import rolled
 
@@ -267,7 +267,7 @@ def _drawn(
     spec = Spec(np.full(count, 1.0 / count), oracle.dim, max(1, source.labels), None, max(1, source.labels))
     meta = {"purpose": "coverage", "seed": seed, "draws": n, "labels": source.labels, **about}
     with Ledger.open(directory, meta=meta, prompts=list(oracle.prompts), columns=source.columns) as ledger:
-        run = Run(
+        run = Driver(
             oracle,
             explorer_by_name("random-singles"),
             source.reward,
@@ -288,7 +288,7 @@ def _drawn(
         return found, labels, ledger.counts
 
 
-def _bought(run: Run, draws: Sequence[Draws], k: int, seed: int) -> Labels:
+def _bought(run: Driver, draws: Sequence[Draws], k: int, seed: int) -> Labels:
     """Labels of ``k`` draws, chosen at random: prompts in turn, each one's draws without replacement.
 
     A response that was chosen twice is bought once, and counts as often as it was drawn.

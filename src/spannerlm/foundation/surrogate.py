@@ -16,7 +16,7 @@ from spannerlm.foundation.pool import Pool
 from spannerlm.ledger import Ledger
 from spannerlm.policy import Policy, beta_for_kl, padded, tilt
 from spannerlm.records import Drawn, Draws, FloatArray, Info, Label, Labelled, Spec
-from spannerlm.run import Run
+from spannerlm.run import Driver
 
 HOLD = 3
 """Batches of labels for which a target must stay met after it was reached."""
@@ -120,19 +120,19 @@ def trace(
     spec = Spec(env.prompt_probs, env.dim, labels, draws * len(env.prompt_probs), batch, kl=kl)
     span = HOLD * batch
 
-    def columns(run: Run) -> tuple[list[int], list[float]]:
+    def columns(run: Driver) -> tuple[list[int], list[float]]:
         return [int(row["labels"]) for row in run.history], [float(row["value"]) for row in run.history]
 
     def measure(policy: Policy) -> Info:
         return {"value": value_at_kl(env, env.features @ policy.theta, kl)}
 
-    def observe(run: Run) -> None:
+    def observe(run: Driver) -> None:
         bought, values = columns(run)
         if not run.reason and math.isfinite(first_held(bought, values, target, span=span, final=False)):
             run.reason = "held"
 
     with Ledger.open(None, meta={"seed": seed}, prompts=list(env.prompts)) as ledger:
-        run = Run(env, explorer_by_name(explorer), env.reward(seed), ledger, spec, seed=seed, observe=observe)
+        run = Driver(env, explorer_by_name(explorer), env.reward(seed), ledger, spec, seed=seed, observe=observe)
         run.measure = measure
         run.explore()
     bought, values = columns(run)
