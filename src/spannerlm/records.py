@@ -191,6 +191,33 @@ class Label:
 
 
 @dataclass(frozen=True)
+class Failed:
+    """In place of a value: the source broke for this item, and will not be asked again."""
+
+    reason: str
+    charged: bool = True
+    """False only where it is certain that the request never reached the source."""
+
+
+@dataclass(frozen=True)
+class Later:
+    """In place of a value: the source turned the item away, uncharged, and may be asked again."""
+
+    seconds: float
+    """After which to ask again, at the earliest."""
+    reason: str
+
+
+@dataclass(frozen=True)
+class Unknown:
+    """In place of a value: nobody knows whether the item was charged, so it must not be sent again blindly."""
+
+    reason: str
+    raw: bytes = b""
+    """What came back, if anything."""
+
+
+@dataclass(frozen=True)
 class Rollout:
     """A complete sequence that was put together step by step."""
 

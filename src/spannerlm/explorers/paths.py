@@ -190,7 +190,7 @@ class Tilted:
         units: beta^2 (sum_k law^2 / share - 1) / n at each step, to first order in 1 / n."""
         p = self.paths
         ratio = np.divide(self.laws**2, p.shares, out=np.zeros_like(self.laws), where=p.shares > 0.0)
-        each = self.beta**2 * (ratio.sum(axis=1) - 1.0) / p.draws
+        each = self.beta**2 * np.maximum(ratio.sum(axis=1) - 1.0, 0.0) / p.draws
         return np.asarray(np.where(p.rows >= 0, each[p.rows], 0.0).sum(axis=1))
 
 

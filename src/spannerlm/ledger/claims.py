@@ -14,16 +14,7 @@ from typing import Any
 from spannerlm.errors import InputError
 from spannerlm.ledger.books import Books, Purchase, Slot, mirrored, slot_of
 from spannerlm.ledger.codec import Json, canonical, check_text, text_bytes
-from spannerlm.records import Label
-
-
-@dataclass(frozen=True)
-class Failed:
-    """The reply for a claim whose source broke and will not be tried again."""
-
-    reason: str
-    charged: bool = True
-    """False only where it is certain that the request never reached the source."""
+from spannerlm.records import Failed, Label
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,11 +32,11 @@ import numpy as np
 from spannerlm.errors import InputError
 from spannerlm.ledger.backup import Verification, back_up, restore, verify
 from spannerlm.ledger.books import PURPOSES, Books, Counts, Purchase
-from spannerlm.ledger.claims import Claim, Failed, answer_of, claim_of, identities_of, plan, stored_reply
+from spannerlm.ledger.claims import Claim, answer_of, claim_of, identities_of, plan, stored_reply
 from spannerlm.ledger.codec import Json, as_float64, canonical, check_text, plain_info, request_from, request_parts
 from spannerlm.ledger.history import Entry, History
 from spannerlm.ledger.journal import DATABASE, Journal, Trace, no_trace
-from spannerlm.records import Drawn, Draws, Event, FloatArray, Label, Labelled, Request, Rollout, StopRequest
+from spannerlm.records import Drawn, Draws, Event, Failed, FloatArray, Label, Labelled, Request, Rollout, StopRequest
 
 __all__ = ["Claim", "Counts", "Entry", "Failed", "Ledger", "Verification"]
 
