@@ -115,6 +115,8 @@ ORDER = [
     "tilted",
     "run",
     "api",
+    "askdriver",
+    "asking",
     "measures",
     "fields",
     "config",

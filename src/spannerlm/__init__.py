@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from spannerlm.api import explore
+from spannerlm.asking import Query, Run
 from spannerlm.run import Result
 from spannerlm.tilted import load_policy
 
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-__all__ = ["CoverageReport", "Result", "__version__", "coverage_report", "explore", "load_policy"]
+__all__ = ["CoverageReport", "Query", "Result", "Run", "__version__", "coverage_report", "explore", "load_policy"]
 
 
 def __getattr__(name: str) -> Any:

@@ -94,7 +94,7 @@ def explore(
         raise InputError(f"expected a positive beta or a kl, got beta={beta} and kl={kl}: give one of them")
     if kl is not None and not kl >= 0.0:
         raise InputError(f"kl: expected a budget of at least 0 nats, got {kl}")
-    _check_feedback(feedback, compare, scale, target_regret)
+    check_feedback(feedback, compare, scale, target_regret)
     chosen = explorer_by_name(explorer)
     if env is not None:
         extra = {"prompts": prompts, "model": model, "reward": reward, "beta": beta, "kl": kl, "columns": columns}
@@ -111,7 +111,7 @@ def explore(
     if prompts is None or model is None or source is None:
         raise InputError(f"expected an environment, or prompts=, model= and {wanted}= for a real model")
     _check_steps(chosen, segments, turns, beta, kl)
-    loaded = _loaded(model, dict(generation or {}))
+    loaded = loaded_model(model, dict(generation or {}))
     phi = feature_map(features, getattr(loaded, "hidden_size", None))
     oracle = _oracle(loaded, prompts, phi, segments, horizon, turns)
     probs = np.full(len(prompts), 1.0 / len(prompts))
@@ -138,7 +138,7 @@ def explore(
     return result
 
 
-def _check_feedback(feedback: str, compare: CompareFunction | None, scale: float, target_regret: float | None) -> None:
+def check_feedback(feedback: str, compare: CompareFunction | None, scale: float, target_regret: float | None) -> None:
     """Raise `InputError` on a feedback that there is not, a number that is not positive, or what has no use."""
     if feedback not in ("scalar", "comparison"):
         raise InputError(f"feedback: expected 'scalar' or 'comparison', got {feedback!r}")
@@ -186,7 +186,7 @@ def _oracle(
     return oracle
 
 
-def _loaded(model: Any, options: dict[str, Any]) -> Any:
+def loaded_model(model: Any, options: dict[str, Any]) -> Any:
     """The back end of a hub id or path, or ``model`` itself where it is one already."""
     if not isinstance(model, str):
         return model

@@ -75,7 +75,7 @@ class Learner:
     pending: tuple[LabelItem, ...] = ()
     """Asked and not answered yet."""
     bought: int = 0
-    """Labels charged, skips included."""
+    """Labels charged, skips included; not those that somebody had already (info ``given``)."""
     drawn: int = 0
     """Oracle queries spent."""
 
@@ -137,10 +137,9 @@ class Learner:
             matches = [item for item in pending if asked(item) == key]
             if matches:
                 pending.remove(matches[0])
-        bought = self.bought + sum(label.charged for label in event.labels)
-        return replace(
-            self, stats=stats, comparisons=comparisons, labelled=labelled, pending=tuple(pending), bought=bought
-        )
+        cost = 0 if event.info.get("given") else sum(label.charged for label in event.labels)
+        learned = replace(self, stats=stats, comparisons=comparisons, labelled=labelled)
+        return replace(learned, pending=tuple(pending), bought=self.bought + cost)
 
     def open(self, prompt: int, response: str, opponent: str | None = None) -> bool:
         """Whether a label for this response or pair would be new: always where labels are fresh and noisy."""

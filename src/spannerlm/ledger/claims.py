@@ -12,7 +12,7 @@ from numbers import Real
 from typing import Any
 
 from spannerlm.errors import InputError
-from spannerlm.ledger.books import Books, Purchase, Slot, mirrored, slot_of
+from spannerlm.ledger.books import RELEASED, Asked, Books, Purchase, Slot, mirrored, slot_of
 from spannerlm.ledger.codec import Json, canonical, check_text, text_bytes
 from spannerlm.records import Failed, Label
 
@@ -50,15 +50,19 @@ class Claim:
         return self.label is None and not self.duplicate
 
 
-def plan(books: Books, at: Sequence[int], rater: str) -> Json:
-    """Return the row of claims for these positions of the current request: which key answers each."""
+def plan(books: Books, asked: Asked, at: Sequence[int], rater: str) -> Json:
+    """Return the row of claims for these positions of a request: which key answers each."""
     planned: Counter[Slot] = Counter()
     keys, replicates = [], []
-    for item in (books.items[i] for i in at):
+    for item in (asked.items[i] for i in at):
         slot = slot_of(books.identities[item.prompt], item, rater)
         known = books.replicates.get(slot, ())
         number = len(known) + planned[slot]
-        if item.fresh or not number:
+        back = next((bought.replicate for bought in known if bought.status == RELEASED), None)
+        if back is not None and not planned[slot]:  # asked before, and taken back: the same question again
+            planned[slot] += 1
+            number = back
+        elif item.fresh or not number:
             planned[slot] += 1
         else:  # the first with a value, if any has one
             number = next((bought.replicate for bought in known if bought.status == "label"), 0)
@@ -67,21 +71,21 @@ def plan(books: Books, at: Sequence[int], rater: str) -> Json:
     return {"rater": rater, "at": list(at), "keys": keys, "replicates": replicates}
 
 
-def claim_of(books: Books, position: int, *, doubt: bool) -> Claim:
-    """Return the claim that answers one item of the current request; ``doubt``: whether it was made before."""
-    bought, item = books.lines[position], books.items[position]
+def claim_of(asked: Asked, position: int, *, doubt: bool) -> Claim:
+    """Return the claim that answers one item of a request; ``doubt``: whether it was made before."""
+    bought, item = asked.lines[position], asked.items[position]
     answered = bought.status is not None
     return Claim(
         key=bought.key,
-        request=books.requests - 1,
+        request=asked.k,
         position=position,
         prompt=item.prompt,
         response=item.response,
         rater=bought.rater,
         replicate=bought.replicate,
-        label=books.label(position) if answered else None,
+        label=asked.label(position) if answered else None,
         in_doubt=doubt and not answered,
-        duplicate=not books.buys(position),
+        duplicate=not asked.buys(position),
         attempts=bought.attempts,
         not_before=bought.not_before,
         opponent=item.opponent,

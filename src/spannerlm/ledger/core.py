@@ -16,13 +16,19 @@
     ledger.export()                                 # canonical JSON lines: equal for a killed and an undisturbed run
     Ledger.verify(directory), ledger.backup(file), Ledger.restore(file, directory), ledger.close()
 
-Requests are numbered 0, 1, 2, ..., one is open at a time, and a recorded request is executed, never decided again.
-One process writes, from one thread; ``read_only=True`` reads beside it. RELIABILITY: the ledger.
+Requests are numbered 0, 1, 2, ..., one is open at a time, and a recorded request is executed, never decided again. A
+*detached* label request stays open beside others, for people who answer in their own time; each answer is an outcome:
+    ledger.request(k, request, detached=True); claims = ledger.claim(k, rater="ann", positions=[3]); ledger.reply(...)
+    ledger.labelled(k, Labelled(ledger.labels(k, [3]), features, info), [3]); ledger.waiting(), ledger.release(claims)
+    ledger.reopen(key), ledger.revise(claim, value)               # a late answer; another answer than before
+One process writes, one thread at a time; ``read_only=True`` reads beside it. RELIABILITY: the ledger.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
@@ -31,14 +37,40 @@ import numpy as np
 
 from spannerlm.errors import InputError
 from spannerlm.ledger.backup import Verification, back_up, restore, verify
-from spannerlm.ledger.books import PURPOSES, Books, Counts, Purchase
+from spannerlm.ledger.books import PURPOSES, RELEASED, Asked, Books, Counts, Purchase
 from spannerlm.ledger.claims import Claim, answer_of, claim_of, identities_of, plan, stored_reply
 from spannerlm.ledger.codec import Json, as_float64, canonical, check_text, plain_info, request_from, request_parts
 from spannerlm.ledger.history import Entry, History
 from spannerlm.ledger.journal import DATABASE, Journal, Trace, no_trace
-from spannerlm.records import Drawn, Draws, Event, Failed, FloatArray, Label, Labelled, Request, Rollout, StopRequest
+from spannerlm.records import (
+    Drawn,
+    Draws,
+    Event,
+    Failed,
+    FloatArray,
+    Label,
+    LabelItem,
+    Labelled,
+    LabelRequest,
+    Request,
+    Rollout,
+    StopRequest,
+)
 
-__all__ = ["Claim", "Counts", "Entry", "Failed", "Ledger", "Verification"]
+__all__ = ["Claim", "Counts", "Entry", "Failed", "Ledger", "Verification", "Waiting"]
+
+Purpose = Literal["explore", "evaluate", "given"]
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """An item of a detached request that has no answer so far."""
+
+    request: int
+    position: int
+    item: LabelItem
+    claim: Claim | None
+    """Who was asked; None while nobody was."""
 
 
 class Ledger:
@@ -164,18 +196,24 @@ class Ledger:
 
     # --- writing ----------------------------------------------------------------------------------------------------
 
-    def request(self, k: int, request: Request, *, purpose: Literal["explore", "evaluate"] = "explore") -> Request:
-        """Return the request as recorded, durable: the explorer absorbs this one."""
+    def request(self, k: int, request: Request, *, purpose: Purpose = "explore", detached: bool = False) -> Request:
+        """Return the request as recorded, durable: the explorer absorbs this one.
+
+        ``detached``: a label request whose answers come one by one and in their own time, while others are issued.
+        """
         if k != self._books.requests:
             raise InputError(f"expected request {self._books.requests}, got {k}")
-        if self._books.current is not None:
+        if detached and not isinstance(request, LabelRequest):
+            raise InputError(f"detached: expected a request for labels, got {type(request).__name__}")
+        if self._books.current is not None and not detached:
             raise InputError(f"request {self._books.current} has no outcome yet; finish it before the next")
         if purpose not in PURPOSES:
             raise InputError(f"expected a purpose of {PURPOSES}, got {purpose!r}")
         body, arrays = request_parts(request)
         for prompt in body.get("prompts", ()) or (item[0] for item in body.get("items", ())):
             self._check_prompt(prompt)
-        self._append("request", k, {**body, "purpose": purpose}, arrays)
+        apart: Json = {"detached": True} if detached else {}
+        self._append("request", k, {**body, "purpose": purpose, **apart}, arrays)
         return request_from(body, arrays)
 
     def stop(self, k: int, request: StopRequest) -> StopRequest:
@@ -208,20 +246,110 @@ class Ledger:
         that are not fresh are bought once. Items that were claimed before are returned as they stand. Those ``to_buy``
         are then sent to the reward, or compared; if ``in_doubt``, only where sending twice is harmless.
         """
-        self._check_current(k, "label")
-        items = self._books.items
+        asked = self._asked(k)
+        items = asked.items
         at = [int(i) for i in (range(len(items)) if positions is None else positions)]
         if len(set(at)) != len(at) or not all(0 <= i < len(items) for i in at):
             raise InputError(f"positions: expected distinct indices below {len(items)}, got {at}")
-        new = [i for i in at if i not in self._books.lines]
+        new = [i for i in at if i not in asked.lines]
         if new:
             check_text(rater, "rater")
-            self._append("claim", k, plan(self._books, new, rater))
-        resent = [self._books.lines[i].key for i in at if self._may_resend(i)]
+            self._append("claim", k, plan(self._books, asked, new, rater))
+        resent = [asked.lines[i].key for i in at if self._may_resend(asked, i)]
         if resent:
             self._append("resent", k, {"keys": resent})
-        known = set(new).union(i for i in at if self._books.lines[i].key in set(resent))
-        return tuple(claim_of(self._books, i, doubt=i not in known) for i in at)
+        known = set(new).union(i for i in at if asked.lines[i].key in set(resent))
+        return tuple(claim_of(asked, i, doubt=i not in known) for i in at)
+
+    def release(self, claims: Sequence[Claim]) -> None:
+        """Take unanswered claims of detached requests back: their items may be claimed again, by whomever.
+
+        Raises InputError for others. Should an answer come all the same, `reopen` takes it.
+        """
+        for number, claim in enumerate(claims):
+            bought = self._purchase(claim, number)
+            if bought.status is not None or not self._books.is_detached(bought):
+                raise InputError(
+                    f"claims[{number}]: expected one that waits for an answer, got {bought.status or 'open'}"
+                )
+        if claims:
+            self._append("release", self._books.requests - 1, {"keys": [claim.key for claim in claims]})
+
+    def reopen(self, key: str) -> tuple[int, Claim]:
+        """Return a new detached request for the item of a claim that was taken back, and that claim, open again."""
+        bought = self._books.purchases.get(key)
+        if bought is None or bought.status != RELEASED:
+            raise InputError(f"{key[:12]}: expected a claim that was taken back, got {bought and bought.status}")
+        item = LabelItem(bought.prompt, bought.response, fresh=True, opponent=bought.opponent)
+        k = self._books.requests
+        self.request(k, LabelRequest((item,), {"phase": "late"}), detached=True)
+        return k, self.claim(k, rater=bought.rater)[0]
+
+    def waiting(self) -> tuple[Waiting, ...]:
+        """Return the items of detached requests without an answer so far, in order of request and position."""
+        found = []
+        for asked in self._books.asked.values():
+            people = asked.detached and self._books.purposes[asked.k] != "given"
+            for position, item in enumerate(asked.items if people else ()):
+                bought = asked.lines.get(position)
+                if bought is None or bought.status is None:
+                    claim = None if bought is None else claim_of(asked, position, doubt=True)
+                    found.append(Waiting(asked.k, position, item, claim))
+        return tuple(found)
+
+    def untold(self) -> tuple[tuple[int, str, tuple[tuple[int, LabelItem], ...]], ...]:
+        """Return (number, purpose, (position, item) each) of detached requests with answers that no outcome holds."""
+        found = []
+        for asked in self._books.asked.values():
+            at = [position for position in asked.answered() if position not in asked.told]
+            if asked.detached and at:
+                rows = tuple((position, asked.items[position]) for position in at)
+                found.append((asked.k, self._books.purposes[asked.k], rows))
+        return tuple(found)
+
+    def claim_by_key(self, key: str) -> tuple[Claim, str | None, float | None]:
+        """Return the claim of this key as it was made, its status (None: no answer yet) and its value."""
+        try:
+            bought = self._books.purchases[key]
+        except KeyError:
+            raise InputError(f"{key[:12]}: expected the id of a query of this run, found none of that name") from None
+        claim = Claim(
+            key=key,
+            request=bought.request,
+            position=bought.position,
+            prompt=bought.prompt,
+            response=bought.response,
+            rater=bought.rater,
+            replicate=bought.replicate,
+            label=None,
+            in_doubt=bought.status is None,
+            duplicate=False,
+            attempts=bought.attempts,
+            not_before=bought.not_before,
+            opponent=bought.opponent,
+        )
+        return claim, bought.status, bought.value
+
+    def revise(self, claim: Claim, value: float | Failed | None) -> None:
+        """Record another answer to an answered claim, durable. What was answered before stays in the ledger; from now
+        on `replay` gives the last answer at the place of the first."""
+        bought = self._purchase(claim, 0)
+        if bought.status not in ("label", "skip", "failed"):
+            raise InputError(f"{claim.key[:12]}: expected an answered query to revise, got one without an answer")
+        self._append(
+            "revise", self._books.requests - 1, {"key": claim.key, "reply": stored_reply(claim, bought, value, 0)}
+        )
+
+    def charged_by_rater(self) -> dict[str, int]:
+        """Return how many claims of each rater count against the budget: what prices are multiplied with."""
+        found: Counter[str] = Counter()
+        for bought in self._books.purchases.values():
+            found[bought.rater] += bought.purpose != "given" and bought.status != RELEASED and bought.charged
+        return dict(found)
+
+    def purchases(self) -> Iterator[tuple[Claim, str | None, float | None]]:
+        """Yield every claim in the order in which they were made, with its status and value."""
+        return (self.claim_by_key(key) for key in self._books.purchases)
 
     def reply(self, claims: Sequence[Claim], values: Sequence[float | Failed | None]) -> None:
         """Record what was answered to these claims, all or nothing; durable when this returns.
@@ -247,25 +375,35 @@ class Ledger:
         if keys:
             self._append("reply", self._books.requests - 1, {"keys": keys, "replies": replies})
 
-    def labels(self, k: int) -> tuple[Label, ...]:
-        """Return [m] what became of each item of the current label request; InputError while some are unanswered."""
-        self._check_current(k, "label")
-        labels = self._books.labels()
-        if len(labels) != len(self._books.items):
-            raise InputError(f"request {k}: {len(self._books.items) - len(labels)} items are unanswered")
-        return labels
+    def labels(self, k: int, positions: Sequence[int] | None = None) -> tuple[Label, ...]:
+        """Return [m] what became of each item of a label request, or of those at these positions.
 
-    def labelled(self, k: int, labelled: Labelled) -> Labelled:
+        Raises InputError while some are unanswered.
+        """
+        asked = self._asked(k)
+        at = range(len(asked.items)) if positions is None else positions
+        answered = set(asked.answered())
+        open_ones = sum(i not in answered for i in at)
+        if open_ones:
+            raise InputError(f"request {k}: {open_ones} items are unanswered")
+        return asked.labels(at)
+
+    def labelled(self, k: int, labelled: Labelled, positions: Sequence[int] | None = None) -> Labelled:
         """Return the outcome of label request ``k`` as recorded, durable: the explorer absorbs this one.
 
-        Its labels must be ``labels(k)``: the row refers to them, and holds features and info.
+        Its labels must be ``labels(k, positions)``: the row refers to them, and holds features and info. Of a detached
+        request an outcome may hold a part, each position once.
         """
-        labels = self.labels(k)
+        asked = self._asked(k)
+        if positions is not None and (not asked.detached or asked.told.intersection(positions)):
+            raise InputError(f"request {k}: expected positions of a detached request without an outcome")
+        labels = self.labels(k, positions)
         if labelled.labels != labels:
             raise InputError(f"request {k}: the labels of its outcome are not those of its claims")
         features = as_float64(labelled.features, (len(labels), None), "features [k, d]")
         plain = Labelled(labels, features, plain_info(labelled.info))
-        self._append("labelled", k, {"info": plain.info}, (features,))
+        part: Json = {} if positions is None else {"at": [int(i) for i in positions]}
+        self._append("labelled", k, {"info": plain.info, **part}, (features,))
         return plain
 
     def attempt(self, claims: Sequence[Claim], *, not_before: float = 0.0) -> None:
@@ -280,16 +418,18 @@ class Ledger:
 
     def in_doubt(self) -> tuple[Claim, ...]:
         """Return the claims without a reply: after a crash, or a time-out, nobody knows whether they were charged."""
-        lines = self._books.lines
         return tuple(
-            claim_of(self._books, i, doubt=True) for i in lines if lines[i].status is None and self._books.buys(i)
+            claim_of(asked, i, doubt=True)
+            for asked in self._books.asked.values()
+            for i, bought in (() if asked.detached else asked.lines.items())
+            if bought.status is None and asked.buys(i)
         )
 
     def settle_in_doubt(self, how: Literal["rebuy", "drop"]) -> None:
         """Let claims in doubt be sent once more (perhaps charged twice), or record them as failed, charge kept."""
         if how not in ("rebuy", "drop"):
             raise InputError(f"expected 'rebuy' or 'drop', got {how!r}")
-        keys = list(self._books.unanswered)
+        keys = [key for key, bought in self._books.unanswered.items() if not self._books.is_detached(bought)]
         if keys and how == "rebuy":
             self._append("rebuy", self._books.requests - 1, {"keys": keys})
         elif keys:
@@ -307,7 +447,7 @@ class Ledger:
 
         Raises LedgerCorruptError where a row or a shard is not what was written.
         """
-        return self._history.replay()
+        return self._history.replay(self._books.revised)
 
     def export(self) -> Iterator[str]:
         """Yield canonical JSON lines: requests, draws and labels, in order; equal for equal runs, killed or not.
@@ -373,9 +513,15 @@ class Ledger:
             return record
         return Draws(int(record.prompt), tuple(record.responses), counts.astype(np.int64), features, record.prefix)
 
-    def _may_resend(self, position: int) -> bool:
-        bought = self._books.lines[position]
-        return bought.again and bought.status is None and self._books.buys(position)
+    def _asked(self, k: int) -> Asked:
+        if k not in self._books.asked:
+            self._check_current(k, "label")
+        return self._books.asked[k]
+
+    @staticmethod
+    def _may_resend(asked: Asked, position: int) -> bool:
+        bought = asked.lines[position]
+        return bought.again and bought.status is None and asked.buys(position)
 
     def _purchase(self, claim: Claim, number: int) -> Purchase:
         try:

@@ -7,14 +7,14 @@ parquet shard that the row vouches for. What is read back does not depend on whi
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from spannerlm.ledger.books import Books, Counts
+from spannerlm.ledger.books import Asked, Books, Counts
 from spannerlm.ledger.codec import Json, canonical, compact, pack, parse, request_from, unpack
 from spannerlm.ledger.journal import Journal, Row
 from spannerlm.ledger.shards import Shard, read_shard, split_draws, write_shard
@@ -84,9 +84,9 @@ class History:
         """Yield every row with its body, in order, without reading features."""
         return ((row, parse(row.body)) for row in self.journal.rows())
 
-    def replay(self) -> Iterator[Entry]:
-        """Yield every event in order."""
-        for row, _, event, books in self._events():
+    def replay(self, revised: Mapping[str, Any]) -> Iterator[Entry]:
+        """Yield every event in order, with the last reply of each claim whose answer was revised, by its key."""
+        for row, _, event, books in self._events(revised):
             if event is not None:
                 yield Entry(row.k, books.purposes[row.k], event, books.counts)
 
@@ -102,16 +102,24 @@ class History:
                 yield from (_draws_line(row.k, record) for record in event.draws)
                 names = ("spent", "exhausted", "info", "paths", "tokens")
                 yield _line("drawn", k=row.k, **{name: body[name] for name in names if name in body})
-            elif isinstance(event, Labelled):
-                yield from _label_lines(row.k, books)
+            elif isinstance(event, Labelled) and books.told is not None:
+                yield from _label_lines(*books.told)
                 yield _line("labelled", k=row.k, info=body["info"], features=_digest(event.features))
-        if books.current is not None:
-            yield from _label_lines(books.current, books)
+            elif row.kind == "revise":
+                yield _line("revision", key=body["key"], reply=body["reply"])
+        for asked in books.asked.values():
+            yield from _label_lines(asked, [at for at in asked.answered() if at not in asked.told])
 
-    def _events(self) -> Iterator[tuple[Row, Json, Event | None, Books]]:
-        """Yield each row, its body, its event if it is one, and the books after it."""
+    def _events(self, revised: Mapping[str, Any] | None = None) -> Iterator[tuple[Row, Json, Event | None, Books]]:
+        """Yield each row, its body, its event if it is one, and the books after it; ``revised`` replies from the
+        start on."""
         books = Books()
         for row, body in self.bodies():
+            if revised and row.kind == "revise":
+                continue
+            if revised and row.kind == "reply":
+                replies = zip(body["keys"], body["replies"], strict=True)
+                body = {**body, "replies": [revised.get(key, reply) for key, reply in replies]}
             books.apply(row.seq, row.kind, row.k, body)
             yield row, body, self._event(row, body, books), books
 
@@ -122,8 +130,9 @@ class History:
             paths = tuple(Rollout(x, tuple(segments), text) for x, segments, text in body.get("paths", ()))
             tokens = body.get("tokens", 0)
             return Drawn(self._draws(row, body), body["spent"], tuple(body["exhausted"]), body["info"], paths, tokens)
-        if row.kind == "labelled":
-            return Labelled(books.labels(), self._arrays(row)[0], body["info"])
+        if row.kind == "labelled" and books.told is not None:
+            asked, positions = books.told
+            return Labelled(asked.labels(positions), self._arrays(row)[0], body["info"])
         return None
 
     def _arrays(self, row: Row) -> tuple[FloatArray, ...]:
@@ -192,13 +201,13 @@ def _draws_line(k: int, record: Draws) -> str:
     )
 
 
-def _label_lines(k: int, books: Books) -> Iterator[str]:
-    for position, bought in sorted(books.lines.items()):
-        if bought.status is not None:
-            label = dict(vars(books.label(position)))
-            if bought.opponent is None:
-                del label["opponent"]  # a column of comparisons alone: other runs export what they always did
-            yield _line("label", k=k, key=bought.key, rater=bought.rater, reason=bought.reason, **label)
+def _label_lines(asked: Asked, positions: Sequence[int]) -> Iterator[str]:
+    for position in positions:
+        bought = asked.lines[position]
+        label = dict(vars(asked.label(position)))
+        if bought.opponent is None:
+            del label["opponent"]  # a column of comparisons alone: other runs export what they always did
+        yield _line("label", k=asked.k, key=bought.key, rater=bought.rater, reason=bought.reason, **label)
 
 
 def _digest(array: FloatArray) -> str:

@@ -339,7 +339,7 @@ def _checked(previous: Head, found: tuple[int, str, int, bytes, bytes | None, by
 
 def _connect(target: str, *, uri: bool = False) -> sqlite3.Connection:
     try:
-        return sqlite3.connect(target, isolation_level=None, uri=uri, timeout=30.0)
+        return sqlite3.connect(target, isolation_level=None, uri=uri, timeout=30.0, check_same_thread=False)
     except sqlite3.Error as error:
         raise LedgerError(f"{target}: could not be opened ({error})") from error
 
