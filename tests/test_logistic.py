@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 from scipy.integrate import quad
@@ -9,7 +11,8 @@ from scipy.optimize import minimize
 from scipy.special import expit
 
 from spannerlm.errors import InputError
-from spannerlm.logistic import LAMBDAS, ComparisonStats, fit_comparisons, ridge_comparisons
+from spannerlm.logistic import LAMBDAS, ComparisonStats, Rewards, fit_comparisons, ridge_comparisons
+from spannerlm.regression import LabelStats, fit_labels
 
 THETA = np.array([1.0, -2.0, 0.5])
 
@@ -211,3 +214,53 @@ def test_ridge_at_its_bound_is_the_constrained_maximum() -> None:
     np.testing.assert_allclose(theta, 0.5 * found.x, atol=1e-5)
     assert np.linalg.norm(theta) == pytest.approx(0.6)
     np.testing.assert_array_equal(ridge_comparisons(ComparisonStats(), 0.1, 0.6, scale=0.5, dim=3), np.zeros(3))
+
+
+def test_rewards_beside_comparisons_enter_as_a_gaussian_likelihood() -> None:
+    rng = np.random.default_rng(11)
+    dim, scale = 3, 0.7
+    theta, centres = rng.normal(size=dim), np.zeros((4, dim))
+    relative = rng.normal(size=(30, dim))
+    outcomes = (rng.random(30) < 1.0 / (1.0 + np.exp(-relative @ theta / scale))).astype(float)
+    prompts, phi = rng.integers(4, size=25), rng.normal(size=(25, dim))
+    values = phi @ theta + 2.0 + 0.3 * rng.normal(size=25)
+    turn = np.diag([1.0, 0.5, 2.0])
+    stats = LabelStats.empty(4, dim).add(prompts, phi, values)
+    rewards_fit = fit_labels(stats, centres, 1.0, transform=turn)
+    comparisons = ComparisonStats().add(relative, outcomes)
+    joint = fit_comparisons(
+        comparisons, 1.0, scale=scale, transform=turn, lambdas=(0.2,), rewards=Rewards.of(rewards_fit, scale)
+    )
+    g, k = rewards_fit.mode()
+    noise, gamma = rewards_fit.noise_variances[g, k], rewards_fit.gammas[g]
+    covariance = noise * (np.eye(25) + gamma * (prompts[:, None] == prompts) + 1e8)  # the mean reward is unknown
+
+    def loss(w: np.ndarray) -> float:
+        rest = values - phi @ turn @ (scale * w)
+        logits = relative @ turn @ w
+        gaussian = 0.5 * rest @ np.linalg.solve(covariance, rest)
+        return float(np.sum(np.logaddexp(0.0, logits)) - outcomes @ logits + gaussian + 0.1 * w @ w)
+
+    slow = minimize(loss, np.zeros(dim), tol=1e-10).x
+    assert joint.mean == pytest.approx(scale * turn @ slow, abs=2e-3)
+    curvature = np.array([[_second(loss, slow, i, j) for j in range(dim)] for i in range(dim)])
+    expected = turn @ np.linalg.inv(curvature) @ turn
+    assert joint.covariance() == pytest.approx(expected, rel=0.02, abs=1e-4)
+    alone = fit_comparisons(comparisons, 1.0, scale=scale, transform=turn, lambdas=(0.2,))
+    assert np.trace(joint.covariance()) < np.trace(alone.covariance())
+    assert np.linalg.norm(joint.mean - theta) < np.linalg.norm(alone.mean - theta)
+
+
+def test_rewards_alone_are_enough_where_no_comparison_has_come_yet() -> None:
+    rng = np.random.default_rng(12)
+    phi, theta = rng.normal(size=(200, 2)), np.array([1.0, -0.5])
+    stats = LabelStats.empty(1, 2).add(np.zeros(200, dtype=np.int64), phi, phi @ theta + 0.1 * rng.normal(size=200))
+    rewards = Rewards.of(fit_labels(stats, np.zeros((1, 2)), 2.0), 0.5)
+    found = fit_comparisons(ComparisonStats(), 2.0, scale=0.5, rewards=rewards)
+    assert found.mean == pytest.approx(theta, abs=0.05)
+
+
+def _second(loss: Callable[[np.ndarray], float], at: np.ndarray, i: int, j: int, step: float = 1e-3) -> float:
+    e = step * np.eye(len(at))
+    corners = loss(at + e[i] + e[j]) - loss(at + e[i] - e[j]) - loss(at - e[i] + e[j]) + loss(at - e[i] - e[j])
+    return corners / (4.0 * step * step)

@@ -16,10 +16,14 @@ from scipy.special import expit, logsumexp
 
 from spannerlm.errors import InputError
 from spannerlm.records import FloatArray
+from spannerlm.regression import Posterior
 
 LAMBDAS = tuple(10.0 ** (k / 3.0) for k in range(-9, 1))
 """Prior precision of theta / s in units of the feature scale S, 1e-3 .. 1. The cap at 1 says that rewards differ by as
 much as s at least: evidence alone would shrink a rare but valuable direction away (DIRECTED.md, "Model")."""
+NOISE_FLOOR = 0.1
+"""Least noise of rewards beside comparisons, in units of s: rewards that happen to be equal must not tell infinitely
+much."""
 NEWTON_STEPS = 100
 """Damped Newton steps at most; a handful suffice."""
 TOLERANCE = 1e-10
@@ -51,6 +55,30 @@ class ComparisonStats:
     def outcomes(self) -> FloatArray:
         """[k] 1 where the first response was preferred, 0 where the second was, .5 for a tie."""
         return np.concatenate([outcomes for _, outcomes in self.parts])
+
+
+@dataclass(frozen=True, eq=False)
+class Rewards:
+    """What rewards of single responses say of theta / s, beside the comparisons: a Gaussian likelihood."""
+
+    information: FloatArray
+    """[d, d] for transformed features."""
+    moment: FloatArray
+    """[d] information times where it is largest."""
+
+    @classmethod
+    def of(cls, posterior: Posterior, scale: float) -> Rewards:
+        """From a fit to rewards, at its most likely noise level and intercept variance; ``scale`` is s."""
+        g, k = posterior.mode()
+        noise = max(float(posterior.noise_variances[g, k]), (NOISE_FLOOR * scale) ** 2)
+        vectors, per_noise = posterior.eigenvectors[g], scale / noise
+        information: FloatArray = (vectors * posterior.eigenvalues[g]) @ vectors.T * (scale * per_noise)
+        return cls(information, vectors @ posterior.targets[g] * per_noise)
+
+    @classmethod
+    def none(cls, dim: int) -> Rewards:
+        """Of no reward."""
+        return cls(np.zeros((dim, dim)), np.zeros(dim))
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,28 +144,33 @@ def fit_comparisons(
     scale: float = 1.0,
     transform: FloatArray | None = None,
     lambdas: tuple[float, ...] = LAMBDAS,
+    rewards: Rewards | None = None,
 ) -> LogisticPosterior:
-    """The posterior over theta from comparisons, logits = <theta, T relative> / s.
+    """The posterior over theta from comparisons, logits = <theta, T relative> / s, and from ``rewards``, if any.
 
     ``prior_scale`` is S = E |phi - centre|^2 over draws, in which the prior precisions are expressed; ``scale`` is s.
-    Raises `InputError` without comparisons.
+    ``rewards`` must be of features transformed alike. Raises `InputError` without comparisons and rewards.
     """
-    if stats.comparisons == 0:
+    if stats.comparisons > 0:
+        relative, outcomes = stats.relative, stats.outcomes
+    elif rewards is not None:
+        relative, outcomes = np.zeros((0, len(rewards.moment))), np.zeros(0)
+    else:
         raise InputError("expected at least one comparison to fit a posterior, got none: absorb labels first")
-    relative, outcomes = stats.relative, stats.outcomes
     dim = relative.shape[1]
+    beside = Rewards.none(dim) if rewards is None else rewards
     turned = np.eye(dim) if transform is None else transform
     features = relative @ turned
     penalties = prior_scale * np.asarray(lambdas)
     w = np.zeros(dim)
     modes, values, vectors, evidence = [], [], [], []
     for penalty in penalties[::-1]:  # from the strongest prior down: each mode is a good start for the next
-        w = _mode(features, outcomes, penalty, w)
+        w = _mode(features, outcomes, penalty, w, beside)
         p = expit(features @ w)
-        information = (features * (p * (1.0 - p))[:, None]).T @ features
+        information = (features * (p * (1.0 - p))[:, None]).T @ features + beside.information
         found, basis = np.linalg.eigh(information)
         found = np.maximum(found, 0.0)
-        loss = -_log_posterior(features, outcomes, penalty, w)
+        loss = -_log_posterior(features, outcomes, penalty, w, beside)
         evidence.append(0.5 * dim * np.log(penalty) - 0.5 * float(np.sum(np.log(found + penalty))) - loss)
         modes.append(w)
         values.append(found)
@@ -170,7 +203,7 @@ def ridge_comparisons(stats: ComparisonStats, penalty: float, bound: float, *, s
         return float(np.linalg.norm(scale * found(np.exp(power)))) - bound
 
     def found(ridge: float) -> FloatArray:
-        return _mode(stats.relative, stats.outcomes, ridge, np.zeros(dim))
+        return _mode(stats.relative, stats.outcomes, ridge, np.zeros(dim), Rewards.none(dim))
 
     low = float(np.log(penalty))
     if excess(low) > 0.0:
@@ -180,25 +213,26 @@ def ridge_comparisons(stats: ComparisonStats, penalty: float, bound: float, *, s
     return scale * found(np.exp(low))
 
 
-def _log_posterior(features: FloatArray, outcomes: FloatArray, penalty: float, w: FloatArray) -> float:
+def _log_posterior(features: FloatArray, outcomes: FloatArray, penalty: float, w: FloatArray, beside: Rewards) -> float:
     logits = features @ w
-    return float(outcomes @ logits - np.sum(np.logaddexp(0.0, logits)) - 0.5 * penalty * w @ w)
+    rewards = float(beside.moment @ w - 0.5 * w @ beside.information @ w)
+    return float(outcomes @ logits - np.sum(np.logaddexp(0.0, logits)) - 0.5 * penalty * w @ w) + rewards
 
 
-def _mode(features: FloatArray, outcomes: FloatArray, penalty: float, start: FloatArray) -> FloatArray:
+def _mode(features: FloatArray, outcomes: FloatArray, penalty: float, start: FloatArray, beside: Rewards) -> FloatArray:
     """[d] maximum of the log posterior by damped Newton steps (iteratively reweighted least squares)."""
-    w, value = start, _log_posterior(features, outcomes, penalty, start)
+    w, value = start, _log_posterior(features, outcomes, penalty, start, beside)
     for _ in range(NEWTON_STEPS):
         p = expit(features @ w)
-        gradient = features.T @ (outcomes - p) - penalty * w
-        hessian = (features * (p * (1.0 - p))[:, None]).T @ features
+        gradient = features.T @ (outcomes - p) - penalty * w + beside.moment - beside.information @ w
+        hessian = (features * (p * (1.0 - p))[:, None]).T @ features + beside.information
         hessian[np.diag_indices_from(hessian)] += penalty
         step = np.linalg.solve(hessian, gradient)
         decrement = float(gradient @ step)
         if decrement <= TOLERANCE:
             return w
         size = 1.0
-        while (moved := _log_posterior(features, outcomes, penalty, w + size * step)) < value and size > 1e-8:
+        while (moved := _log_posterior(features, outcomes, penalty, w + size * step, beside)) < value and size > 1e-8:
             size *= 0.5
         w, value = w + size * step, moved
     return w

@@ -79,8 +79,8 @@ def wide_posterior(learner: Learner) -> Posterior | LogisticPosterior:
     """The posterior of the same labels under the wide prior."""
     turn = learner.prior_transform(WIDE_POWER)
     if learner.spec.feedback == "comparison":
-        told = learner.spec.scale
-        return fit_comparisons(learner.comparisons, learner.scale, scale=told, transform=turn, lambdas=WIDE_LAMBDAS)
+        told, scale, rewards = learner.comparisons, learner.spec.scale, learner.rewards(turn)
+        return fit_comparisons(told, learner.scale, scale=scale, transform=turn, lambdas=WIDE_LAMBDAS, rewards=rewards)
     return fit_labels(learner.stats, learner.centres, learner.scale, transform=turn, lambdas=WIDE_LAMBDAS)
 
 

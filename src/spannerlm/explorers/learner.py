@@ -12,7 +12,7 @@ from functools import cached_property
 
 import numpy as np
 
-from spannerlm.logistic import ComparisonStats, LogisticPosterior, fit_comparisons
+from spannerlm.logistic import ComparisonStats, LogisticPosterior, Rewards, fit_comparisons
 from spannerlm.records import Drawn, Event, FloatArray, Label, LabelItem, Labelled, LabelRequest, Spec
 from spannerlm.regression import LabelStats, Posterior, fit_labels
 
@@ -188,15 +188,23 @@ class Learner:
 
     @cached_property
     def posterior(self) -> Posterior | LogisticPosterior | None:
-        """The posterior over theta, from comparisons where these are the feedback; None before the first label."""
+        """The posterior over theta; from comparisons, and rewards beside them, where comparisons are the feedback. None
+        before the first label."""
         if self.spec.feedback == "comparison":
-            if self.comparisons.comparisons == 0:
+            if self.comparisons.comparisons == 0 and self.stats.labels == 0:
                 return None
+            rewards = self.rewards(self.transform)
             told = self.spec.scale
-            return fit_comparisons(self.comparisons, self.scale, scale=told, transform=self.transform)
+            return fit_comparisons(self.comparisons, self.scale, scale=told, transform=self.transform, rewards=rewards)
         if self.stats.labels == 0:
             return None
         return fit_labels(self.stats, self.centres, self.scale, transform=self.transform)
+
+    def rewards(self, transform: FloatArray) -> Rewards | None:
+        """What rewards say beside comparisons, for features transformed by T [d, d]; None where there are none."""
+        if self.stats.labels == 0:
+            return None
+        return Rewards.of(fit_labels(self.stats, self.centres, self.scale, transform=transform), self.spec.scale)
 
     @cached_property
     def theta(self) -> FloatArray:
