@@ -274,7 +274,8 @@ class Run:
     ) -> int:
         """Enter labels that one has already: learned from, never asked again, no part of the budget. How many were new.
 
-        ``prompts`` by text or index. A run of comparisons takes rewards as well: both enter one posterior. Features of responses that were never drawn come from the model. Cost: no draws.
+        ``prompts`` by text or index. A run of comparisons takes rewards as well: both enter one posterior. Features of
+        responses that were never drawn come from the model. Cost: no draws.
         """
         others: Sequence[str | None] = [None] * len(responses) if opponents is None else opponents
         if not len(prompts) == len(responses) == len(values) == len(others):
@@ -282,7 +283,7 @@ class Run:
                 f"add: expected one prompt and value per response, got {len(prompts)}, {len(values)}, {len(responses)}"
             )
         if opponents is not None and self._spec.feedback == "scalar":
-            raise InputError("opponents: expected none in a run of rewards, got some: comparisons need feedback='comparison'")
+            raise InputError("opponents: expected none in a run of rewards, got some: use feedback='comparison'")
         rows = [self._prompt(prompt) for prompt in prompts]
         replies = [_number(f"values[{i}]", value) for i, value in enumerate(values)]
         items = [LabelItem(x, y, opponent=o) for x, y, o in zip(rows, responses, others, strict=True)]
