@@ -106,3 +106,47 @@ def test_what_makes_no_conversation_is_refused():
     for wrong, text in ((lambda *_: None, "a first input"), (lambda *_: 3, "expected a text")):
         with pytest.raises(InputError, match=text):
             ConversationOracle(make(), PROMPTS, HiddenStates(16), wrong, horizon=2).draw([0], 1, rng=rng())
+
+
+class Counting:
+    """A user who counts the letters of what was said so far, and those of each candidate."""
+
+    remembers = 2
+
+    def __call__(self, prompt, replies):
+        return user(prompt, replies)
+
+    def remember(self, prompt, replies, candidates):
+        return [[len(prompt + "".join(replies)), len(candidate)] for candidate in candidates]
+
+
+def test_features_may_remember_what_was_said():
+    made = ConversationOracle(make(), PROMPTS, HiddenStates(16), Counting(), horizon=3)
+    plain = oracle()
+    assert (made.step_dim, made.dim) == (18, 54)
+    after = made.extend([0, 1], [(), ("b",)], 6, rng=rng())
+    for d, other in zip(after, plain.extend([0, 1], [(), ("b",)], 6, rng=rng()), strict=True):
+        assert d.responses == other.responses
+        np.testing.assert_array_equal(d.features[:, :16], other.features)
+        said = len(PROMPTS[d.prompt] + "".join(d.prefix))
+        np.testing.assert_array_equal(d.features[:, 16:], [[said, len(reply)] for reply in d.responses])
+    for d in made.draw([0, 1], 12, rng=rng()):
+        for text, phi in zip(d.responses, d.features.reshape(-1, 3, 18), strict=True):
+            said = PROMPTS[d.prompt]
+            for h, (_, reply) in enumerate(turns_of(text)):
+                np.testing.assert_array_equal(phi[h, 16:], [len(said), len(reply)])
+                said += reply
+    request = DrawRequest((0, 0), 4, StepTilt(np.zeros((3, 18)), 1.0), prefixes=((), ()))
+    assert len(rolled(made, request, rng=rng()).paths) == 2
+
+
+@pytest.mark.parametrize("rows", [[[1.0]], [[1.0, np.nan]], [[1.0, 2.0]] * 2, 3.0])
+def test_memory_of_another_shape_is_refused(rows):
+    forgetful = Counting()
+    forgetful.remember = lambda prompt, replies, candidates: rows
+    made = ConversationOracle(make(), PROMPTS, HiddenStates(16), forgetful, horizon=3)
+    with pytest.raises(InputError, match=r"user\.remember: expected finite numbers of shape \[1, 2\]"):
+        made.draw([0], 1, rng=rng())
+    forgetful.remembers = -1
+    with pytest.raises(InputError, match=r"user\.remembers"):
+        ConversationOracle(make(), PROMPTS, HiddenStates(16), forgetful, horizon=3)

@@ -44,6 +44,11 @@ class ConversationOracle:
     ``user(prompt, replies)`` must be deterministic. It is asked before every reply, the first one included (with no
     replies): it may return the next question alone, or the whole conversation so far. A conversation is over after
     ``horizon`` replies, or where the user returns None. Features of a step are the map's, of the reply to its input.
+
+    What a reply is worth may depend on what was said before: where one bad reply spoils all, a good one is worth
+    nothing after it, and features of the reply alone cannot say so. A user that is an object may keep track: where it
+    has ``remembers``, a number d2, its ``remember(prompt, replies, candidates)`` gives [n, d2] further features of n
+    candidates for the next reply, behind those of the map.
     """
 
     def __init__(
@@ -56,6 +61,9 @@ class ConversationOracle:
         if not callable(user):
             raise InputError(f"user: expected a function of a prompt and the replies so far, got {user!r}")
         self._model, self._features, self._user, self._horizon = model, features, user, horizon
+        self._memory = getattr(user, "remembers", 0)
+        if isinstance(self._memory, bool) or not isinstance(self._memory, int) or self._memory < 0:
+            raise InputError(f"user.remembers: expected a number of features, got {self._memory!r}")
         self._prompts = tuple(prompts)
 
     @property
@@ -76,7 +84,7 @@ class ConversationOracle:
     @property
     def step_dim(self) -> int:
         """Dimension d of a reply's feature, what :meth:`extend` returns."""
-        return self._features.dim
+        return self._features.dim + self._memory
 
     @property
     def dim(self) -> int:
@@ -110,8 +118,9 @@ class ConversationOracle:
                     tokens[key[0]] += _tokens(record)
                     drawn = rng.permutation(np.repeat(np.arange(len(record.responses)), record.counts))
                     for i, k in zip(alike[key], drawn, strict=True):
-                        paths[i] = (key[0], (*paths[i][1], record.responses[k]))
-                        features[i, h] = phi[k]
+                        replies, reply = paths[i][1], record.responses[k]
+                        features[i, h] = self._with_memory(prompts[key[0]], replies, [reply], phi[k : k + 1])[0]
+                        paths[i] = (key[0], (*replies, reply))
         return tuple(
             self._record(x, paths[row * n : (row + 1) * n], features[row * n : (row + 1) * n], tokens[row])
             for row, x in enumerate(prompts)
@@ -134,7 +143,14 @@ class ConversationOracle:
             inputs.append(given)
         found = self._model.generate(inputs, n, hidden=self._features.hidden, rng=rng)
         return tuple(
-            Draws(x, r.responses, r.counts, self._features(r), tuple(prefix), _tokens(r))
+            Draws(
+                x,
+                r.responses,
+                r.counts,
+                self._with_memory(x, tuple(prefix), r.responses, self._features(r)),
+                tuple(prefix),
+                _tokens(r),
+            )
             for x, prefix, r in zip(prompts, prefixes, found, strict=True)
         )
 
@@ -166,6 +182,21 @@ class ConversationOracle:
         if given is None and not replies:
             raise InputError(f"user: expected a first input for prompt {prompt}, got None: return one without replies")
         return given
+
+    def _with_memory(
+        self, prompt: int, replies: tuple[str, ...], candidates: Sequence[str], phi: FloatArray
+    ) -> FloatArray:
+        """[n, d] features of candidates for the next reply: the map's [n, d1], and what the user remembers."""
+        if not self._memory:
+            return phi
+        remember = getattr(self._user, "remember")  # noqa: B009 - what a plain function does not have
+        found = np.asarray(remember(self._prompts[prompt], replies, tuple(candidates)), dtype=np.float64)
+        if found.shape != (len(candidates), self._memory) or not np.isfinite(found).all():
+            raise InputError(
+                f"user.remember: expected finite numbers of shape {[len(candidates), self._memory]}, got shape "
+                f"{list(found.shape)}: return a row per candidate"
+            )
+        return np.concatenate([phi, found.astype(np.float32)], axis=1)
 
     def _record(
         self, prompt: int, paths: Sequence[tuple[int, tuple[str, ...]]], features: FloatArray, tokens: int

@@ -42,6 +42,26 @@ def customer(prompt: str, replies: tuple[str, ...]) -> str | None:
     return questions[len(replies)] if len(replies) < len(questions) else None
 
 
+class Customer:
+    """The `customer`, who remembers whether all replies were good so far: one feature, 1 where the next one is as well.
+
+    The value of a reply is linear in it, while one theta for features of the reply alone cannot say that a good reply
+    is worth nothing after a bad one.
+    """
+
+    remembers: ClassVar[int] = 1
+
+    def __call__(self, prompt: str, replies: tuple[str, ...]) -> str | None:
+        """The next of the prompt's questions; None after the last."""
+        return customer(prompt, replies)
+
+    def remember(self, prompt: str, replies: tuple[str, ...], candidates: Sequence[str]) -> list[list[float]]:
+        """[n, 1] 1 where all replies so far are good and the candidate is."""
+        questions = prompt.split("\n")
+        so_far = all(good(question, reply) for question, reply in zip(questions, replies, strict=False))
+        return [[float(so_far and good(questions[len(replies)], reply))] for reply in candidates]
+
+
 def good(question: str, reply: str) -> bool:
     """Whether a reply has the right fix and is not rude."""
     return has(question, reply, RIGHT_FIX) and not has(question, reply, "rude")
