@@ -129,6 +129,8 @@ ORDER = [
     "live",
     "terminal",
     "options",
+    "labelfiles",
+    "ask_command",
     "foundation",
     "foundation.pool",
     "foundation.unseen",

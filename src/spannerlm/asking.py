@@ -249,6 +249,11 @@ class Run:
         answers = {id: value} if isinstance(id, str) else dict(id)
         self._tell({name: _number(name, given) for name, given in answers.items()}, revise)
 
+    def tell_all(self, answers: Mapping[str, float | Failed | None], *, revise: bool = False) -> None:
+        """Record answers, skips (None) and failures (`Failed`) together, all or none, by the rules of `tell`."""
+        plain = {name: a if a is None or isinstance(a, Failed) else _number(name, a) for name, a in answers.items()}
+        self._tell(plain, revise)
+
     def skip(self, id: str) -> None:
         """Record that this query will not be answered: no reward, its charge is kept."""
         self._tell({id: None}, False)

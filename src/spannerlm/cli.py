@@ -22,6 +22,7 @@ from rich.console import Console
 from rich.padding import Padding
 from rich.text import Text
 
+from spannerlm import ask_command
 from spannerlm.bench import command
 from spannerlm.errors import ConfigError, InputError
 from spannerlm.foundation import command as coverage_command
@@ -254,6 +255,9 @@ def backup(
 
 
 app.command(short_help=coverage_command.HELP, epilog=coverage_command.EXAMPLES)(coverage_command.coverage)
+app.command(short_help=ask_command.ASK_HELP, epilog=ask_command.ASK_EXAMPLES)(ask_command.ask)
+app.command(short_help=ask_command.TELL_HELP, epilog=ask_command.TELL_EXAMPLES)(ask_command.tell)
+app.command(short_help=ask_command.ADD_HELP, epilog=ask_command.ADD_EXAMPLES)(ask_command.add)
 app.command(short_help=command.HELP, epilog=command.EXAMPLES)(command.bench)
 
 

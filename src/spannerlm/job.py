@@ -21,7 +21,7 @@ import numpy as np
 
 from spannerlm.backends.oracle import ModelOracle
 from spannerlm.config import RunConfig, dump_config, load_config
-from spannerlm.errors import InputError, LedgerCorruptError
+from spannerlm.errors import InputError, LedgerCorruptError, LedgerError
 from spannerlm.evaluation import EvaluationPool
 from spannerlm.explorers import STEP_EXPLORERS, Explorer, explorer_by_name
 from spannerlm.features import FeatureMap, feature_map
@@ -61,9 +61,24 @@ def resume_job(directory: Path, observer: Observer = lambda _: None, in_doubt: s
         raise InputError(
             f"{directory}: expected a run directory, found no config.yaml in it: see `spannerlm run --out`"
         )
+    if _is_told(directory):
+        raise InputError(
+            f"{directory}: expected a run with a reward, found one of `spannerlm ask`: see `spannerlm tell`"
+        )
     config = load_config(directory / "config.yaml")
     settle: InDoubt | None = None if in_doubt is None else "rebuy" if in_doubt == "rebuy" else "drop"
     return Job(config, directory, observer, settle).run()
+
+
+def _is_told(directory: Path) -> bool:
+    """Whether the labels of the run are told (`spannerlm.asking`); False where nobody can say."""
+    if (directory / "run.db").exists():
+        with (
+            suppress(LedgerError, InputError),
+            Ledger.open(directory, read_only=True) as ledger,
+        ):  # others tell of damage
+            return "asked" in ledger.meta
+    return False
 
 
 def load_report(directory: Path) -> dict[str, Any]:
