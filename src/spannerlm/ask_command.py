@@ -66,7 +66,7 @@ def ask(
         form = None if out is None else format_of(out.name)
         if out is not None and out.exists():
             raise InputError(f"{out}: expected a file that does not exist yet, found one; give another name")
-        with _opened(directory, config, settings or (), overlap) as run:
+        with opened(directory, config, settings or (), overlap) as run:
             rows = [
                 {
                     "id": query.id,
@@ -160,7 +160,7 @@ def _existing(directory: Path) -> Run:
     return Run.open(directory)
 
 
-def _opened(
+def opened(
     directory: Path, config: Path | None = None, settings: Sequence[str] = (), overlap: int | None = None
 ) -> Run:
     """The run of a directory; a new one where something says that it is to be made."""

@@ -193,11 +193,12 @@ class Run:
 
     # --- asking -----------------------------------------------------------------------------------------------------
 
-    def ask(self, n: int = 1, worker: str | None = None) -> list[Query]:
+    def ask(self, n: int = 1, worker: str | None = None, *, wait: bool = True) -> list[Query]:
         """At most ``n`` queries that wait for this worker's answer: those that he has already, then new ones.
 
         Fewer where the budget, what can be drawn, or what he has not rated yet leaves no more. A query that was
-        returned is on disk, and counts against the budget until it is answered or released. Cost: draws.
+        returned is on disk, and counts against the budget until it is answered or released. Cost: draws; none where
+        ``wait`` is False: then only what was prepared is given.
         """
         if isinstance(n, bool) or not isinstance(n, int) or n < 1:
             raise InputError(f"n: expected a number of queries of at least 1, got {n!r}")
@@ -207,7 +208,7 @@ class Run:
                 mine = self._mine(name)
                 mine += self._assigned(name, n - len(mine))
                 open_for_others = len(self._unclaimed())
-            if len(mine) >= n or not self.prepare(open_for_others + n - len(mine)):
+            if len(mine) >= n or not wait or not self.prepare(open_for_others + n - len(mine)):
                 return mine[:n]
 
     def prepare(self, n: int) -> bool:
@@ -348,6 +349,11 @@ class Run:
             rows = list(self._ledger.purchases())
         asked = [(claim, status, value) for claim, status, value in rows if self._purpose(claim) != GIVEN]
         return [Answer(self._query(claim), status or "waiting", value) for claim, status, value in asked]
+
+    def query(self, id: str) -> Query:
+        """The query of this id, answered or not."""
+        with self._lock:
+            return self._query(self._ledger.claim_by_key(self._key(id))[0])
 
     def policy(self) -> Policy:
         """The policy learned so far; the base model's before the first label."""

@@ -1,0 +1,191 @@
+"""What stands before every route: host, origin, token, limits, headers (RELIABILITY, faults 19, 20, 23 and 24)."""
+
+from __future__ import annotations
+
+import hmac
+import ipaddress
+import time
+from collections.abc import Callable, Mapping
+from http.cookies import CookieError, SimpleCookie
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+from spannerlm.errors import InputError
+
+COOKIE = "spannerlm"
+"""Name of the cookie that a token in an address is exchanged for."""
+BODY_LIMIT = 64 * 2**10
+"""Bytes of a request's body at most."""
+BURST, PER_SECOND = 200.0, 50.0
+"""Requests of one client at once, and how many come back each second: far beyond a rater's pace."""
+CLIENTS = 10_000
+"""Clients whose pace is remembered."""
+HEADERS = {
+    "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
+    "img-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "x-content-type-options": "nosniff",
+    "referrer-policy": "no-referrer",
+    "x-frame-options": "DENY",
+    "cross-origin-opener-policy": "same-origin",
+    "cross-origin-resource-policy": "same-origin",
+    "cache-control": "no-store",
+}
+
+Scope = Mapping[str, Any]
+
+
+def check_bind(host: str, token: str | None) -> None:
+    """`InputError` where a server that others can reach would have no token."""
+    if token is None and not is_loopback(host):
+        raise InputError(
+            f"host: expected a token where the page is bound to {host}, beyond this machine; got none: set "
+            "SPANNERLM_TOKEN, or leave --host out"
+        )
+    if token is not None and len(token) < 16:
+        raise InputError("token: expected at least 16 characters, got fewer: try `openssl rand -hex 16`")
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach it."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
+
+
+class Guard:
+    """ASGI middleware. ``tokens`` maps a token to the role it gives, ``rater`` or ``owner``; empty: no token is set."""
+
+    def __init__(
+        self,
+        app: Callable[..., Any],
+        *,
+        hosts: frozenset[str],
+        tokens: Mapping[str, str],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.app, self.hosts, self.tokens, self.clock = app, hosts, dict(tokens), clock
+        self._pace: dict[str, tuple[float, float]] = {}
+
+    async def __call__(self, scope: Scope, receive: Callable[..., Any], send: Callable[..., Any]) -> None:
+        """Let a request through, or answer it here."""
+        if scope["type"] != "http":
+            if scope["type"] == "lifespan":
+                await self.app(scope, receive, send)
+            return  # no web sockets
+        headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
+
+        async def guarded(message: Any) -> None:
+            if message["type"] == "http.response.start":
+                own = [(name.encode(), value.encode()) for name, value in HEADERS.items()]
+                message = {**message, "headers": [*message.get("headers", ()), *own]}
+            await send(message)
+
+        refused = self._refused(scope, headers)
+        if refused is not None:
+            await _answer(guarded, *refused)
+            return
+        path, exchanged = scope["path"], self._exchanged(scope)
+        if exchanged is not None:
+            cookie = f"{COOKIE}={exchanged}; HttpOnly; SameSite=Strict; Path=/"
+            await _answer(guarded, 303, "", [(b"location", path.encode("latin-1")), (b"set-cookie", cookie.encode())])
+            return
+        role = self._role(headers)
+        if role is None and path != "/health":
+            await _answer(guarded, 401, "a token is needed: ask whoever runs this page for the whole address")
+            return
+        if path.startswith("/owner") and role != "owner":
+            await _answer(guarded, 401, "this page is its owner's")
+            return
+        body = await _body(receive)
+        if body is None:
+            await _answer(guarded, 413, f"expected a body of at most {BODY_LIMIT} bytes")
+            return
+        await self.app(scope, _replayed(body), guarded)
+
+    def _refused(self, scope: Scope, headers: Mapping[str, str]) -> tuple[int, str] | None:
+        client = (scope.get("client") or ("", 0))[0]
+        if not self._in_time(client):
+            return 429, "too many requests: wait a second"
+        host = headers.get("host", "")
+        if host.lower() not in self.hosts:
+            return 400, "expected the host that this page runs on"
+        if scope["method"] not in ("GET", "HEAD"):
+            origin, site = headers.get("origin"), headers.get("sec-fetch-site")
+            if origin is not None and urlsplit(origin).netloc.lower() != host.lower():
+                return 403, "expected a request of this page, got one of another"
+            if site is not None and site not in ("same-origin", "none"):
+                return 403, "expected a request of this page, got one of another"
+            if headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
+                return 415, "expected application/json"
+        return None
+
+    def _in_time(self, client: str) -> bool:
+        """A bucket of tokens per client."""
+        now = self.clock()
+        left, then = self._pace.get(client, (BURST, now))
+        left = min(BURST, left + (now - then) * PER_SECOND)
+        if len(self._pace) > CLIENTS:
+            self._pace.clear()
+        self._pace[client] = (max(left - 1.0, 0.0), now)
+        return left >= 1.0
+
+    def _exchanged(self, scope: Scope) -> str | None:
+        """The token in an address, where it is one that is known: it goes into a cookie and out of the address."""
+        given = parse_qs(scope.get("query_string", b"").decode("latin-1")).get("token", [])
+        if not given or scope["method"] != "GET":
+            return None
+        return next((token for token in self.tokens if hmac.compare_digest(token.encode(), given[0].encode())), None)
+
+    def _role(self, headers: Mapping[str, str]) -> str | None:
+        if not self.tokens:
+            return "owner"
+        kind, _, given = headers.get("authorization", "").partition(" ")
+        known = [given.strip()] if kind.lower() == "bearer" else []
+        try:
+            cookie = SimpleCookie(headers.get("cookie", "")).get(COOKIE)
+        except CookieError:
+            cookie = None
+        known += [] if cookie is None else [cookie.value]
+        roles = [
+            role
+            for token, role in self.tokens.items()
+            if any(hmac.compare_digest(token.encode(), one.encode("utf-8", "replace")) for one in known)
+        ]
+        return "owner" if "owner" in roles else roles[0] if roles else None
+
+
+async def _answer(send: Any, status: int, text: str, headers: list[tuple[bytes, bytes]] | None = None) -> None:
+    kind = (b"content-type", b"text/plain; charset=utf-8")
+    await send({"type": "http.response.start", "status": status, "headers": [kind, *(headers or [])]})
+    await send({"type": "http.response.body", "body": text.encode()})
+
+
+async def _body(receive: Any) -> bytes | None:
+    """The whole body; None where it is too long."""
+    body = b""
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            return body
+        part: bytes = message.get("body", b"")
+        body += part
+        if len(body) > BODY_LIMIT:
+            return None
+        if not message.get("more_body", False):
+            return body
+
+
+def _replayed(body: bytes) -> Callable[[], Any]:
+    sent = False
+
+    async def receive() -> dict[str, Any]:
+        nonlocal sent
+        if sent:
+            return {"type": "http.disconnect"}
+        sent = True
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    return receive
