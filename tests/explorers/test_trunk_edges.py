@@ -16,7 +16,7 @@ from spannerlm.explorers.multi_turn import MultiTurnSpanner
 from spannerlm.explorers.paths import Paths
 from spannerlm.explorers.trunk import SAMPLES, Design, TrunkState, foresight
 from spannerlm.ledger import Ledger
-from spannerlm.records import DrawRequest, Draws, FloatArray, Label, Labelled, LabelRequest, Spec
+from spannerlm.records import DrawRequest, Draws, FloatArray, Label, Labelled, LabelRequest, Spec, StepTilt
 from spannerlm.run import Driver
 from spannerlm.stepwise import rolled
 
@@ -88,18 +88,12 @@ def test_sequences_may_end_early() -> None:
     assert run.ledger.counts.labels == len(state.values) <= 40
     drawn = rolled(
         Words(),
-        DrawRequest((0,) * 200, 8, tilt=replace_tilt(run), prefixes=((),) * 200),
+        DrawRequest((0,) * 200, 8, tilt=StepTilt(run.explorer.policy(run.state).theta, BETA), prefixes=((),) * 200),
         rng=np.random.default_rng(1),
     )
     learned = np.mean(worth([], [path.response for path in drawn.paths]))
     base = 0.3 * 0.3 * sum(0.8**h for h in range(HORIZON))  # c at each step that is reached, less at most 0.1
     assert learned > base + 0.2
-
-
-def replace_tilt(run: Driver) -> Any:
-    from spannerlm.records import StepTilt
-
-    return StepTilt(run.explorer.policy(run.state).theta, BETA)
 
 
 def test_trunks_follow_the_prompts_weights() -> None:

@@ -41,6 +41,9 @@ LOOKS = 2
 """How often in a row, each time after further labels: one look can be lucky."""
 LEAST = 1e-3
 """Radius below which nothing is worth a label: a pair of sequences labelled a million times."""
+IDLE = 25
+"""Rounds of trunks without a new label after which there is none to be had: where labels are not fresh, all sequences
+that matter may have theirs, and no round changes what the next one finds."""
 
 
 @dataclass(frozen=True)
@@ -106,6 +109,8 @@ class MultiTurnSpanner:
             paths = state.waiting[: spec.batch]
             items = tuple(LabelItem(path.prompt, path.response, fresh=spec.fresh) for path in paths)
             return LabelRequest(items, {"phase": "label"})
+        if state.idle >= IDLE:
+            return StopRequest("no sequence without a label found", self.progress(state))
         if self.trunks * self.draws * state.shape[0] > learner.draws_left:
             return StopRequest("draws spent", self.progress(state))
         rho = np.asarray(spec.prompt_probs) / np.sum(spec.prompt_probs)
@@ -118,12 +123,9 @@ class MultiTurnSpanner:
         """The state after an event; roll-outs are tested, labels fitted."""
         state = replace(state, learner=state.learner.absorb(event))
         if isinstance(event, DrawRequest):
-            branch = event.info.get("phase") == "branch"
-            return (
-                replace(state, branches=())
-                if branch
-                else replace(state, bold=bool(event.info["bold"]), rechecked=False)
-            )
+            if event.info.get("phase") == "branch":
+                return replace(state, branches=())
+            return replace(state, bold=bool(event.info["bold"]), rechecked=False, idle=state.idle + 1)
         if isinstance(event, LabelRequest):
             known = {(item.prompt, item.response) for item in event.items}
             kept = tuple(path for path in state.waiting if (path.prompt, path.response) not in known)
@@ -218,6 +220,8 @@ class MultiTurnSpanner:
     # --- labels -----------------------------------------------------------------------------------------------------
 
     def _labelled(self, state: TrunkState, event: Labelled) -> TrunkState:
+        if any(label.charged for label in event.labels):
+            state = replace(state, idle=0)
         news = [
             (state.asked[label.prompt, label.response], label.value)
             for label in event.labels

@@ -183,7 +183,8 @@ class Tilted:
         """[N, H d] its derivative: phi(a_h) - E_softmax phi in the h-th block of d."""
         p = self.paths
         blocks = p.features[p.rows, p.chosen] - self.means[p.rows]
-        return np.asarray(np.where(p.rows[..., None] >= 0, blocks, 0.0).reshape(len(p.rows), -1))
+        horizon, dim = p.shape
+        return np.asarray(np.where(p.rows[..., None] >= 0, blocks, 0.0).reshape(len(p.rows), horizon * dim))
 
     def normaliser_variances(self) -> FloatArray:
         """[N] variance of sum_h beta log E_ref exp(f_h / beta) from the finite number of draws, in squared reward

@@ -76,6 +76,8 @@ class TrunkState:
     """From the last trunks that the policy rolled out; None before the first."""
     calm: int = 0
     """Looks ahead in a row, each after further labels, that saw less regret than the run may leave."""
+    idle: int = 0
+    """Rounds of trunks since the last label that was bought: all sequences that they found had labels before."""
 
     @property
     def shape(self) -> tuple[int, int]:
