@@ -168,7 +168,7 @@ other = lambda x, y: []
 first_only = lambda prompts, completions, /: []
 
 async def later(prompts, completions):
-    return []
+    return [float(len(text)) for text in completions]
 """
 
 
@@ -228,6 +228,10 @@ def test_a_reward_is_called_by_the_names_of_its_arguments(rewards, name, expecte
     assert call_reward(reward, ["abc"], ["a"], {"level": [3]}) == expected
 
 
+def test_an_async_reward_is_awaited(rewards):
+    assert call_reward(load_reward(f"{rewards}:later"), ["p"], ["four"], {}) == [4.0]
+
+
 def test_a_loaded_reward_keeps_its_signature_and_its_word(rewards):
     reward = load_reward(f"{rewards}:swapped")
     assert list(inspect.signature(reward).parameters) == ["completions", "prompts", "level"]
@@ -244,7 +248,6 @@ def test_a_loaded_reward_keeps_its_signature_and_its_word(rewards):
         ),
         ("number", "expected 'number' to be a function, got 3 (int)"),
         ("Scorer", "expected 'Scorer' to be a function, got <class"),
-        ("later", "expected 'later' to be a plain function, got an async one"),
         (
             "other",
             "other: expected a function (prompts, completions, **columns) -> list of numbers, got the arguments (x",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 from collections.abc import Sequence
 from decimal import Decimal
@@ -12,8 +13,20 @@ import pytest
 from scipy.special import expit
 from scipy.stats import kstest, norm
 
-from spannerlm.errors import InputError, RewardError
-from spannerlm.rewards import NoisyComparison, NoisyReward, call_comparison, call_reward, check_values, is_pure
+from spannerlm.errors import InputError, LedgerError, RewardError
+from spannerlm.records import Failed, Later, Unknown
+from spannerlm.rewards import (
+    FunctionRaisedError,
+    NoisyComparison,
+    NoisyReward,
+    Raised,
+    ask_comparison,
+    ask_reward,
+    call_comparison,
+    call_reward,
+    check_values,
+    is_pure,
+)
 
 PROMPTS, COMPLETIONS = ["a", "b", "a"], ["x", "", "z"]
 
@@ -236,6 +249,70 @@ def test_a_reward_gets_copies_and_its_arguments_by_name() -> None:
     prompts, completions = ["p", "q"], ["a", "b"]
     assert call_reward(greedy, prompts, completions, {"level": [1, 2]}) == [1.0, 1.0]
     assert (prompts, completions) == (["p", "q"], ["a", "b"])
+
+
+# --- sources that can break -----------------------------------------------------------------------------------------
+
+
+def test_what_stands_for_a_value_is_let_through_where_labels_are_bought_and_nowhere_else() -> None:
+    values = [Failed("no"), Later(1.5, "busy"), Unknown("cut", b"x"), Raised("oops"), None, 1]
+    texts = ["p"] * 6, ["a"] * 6
+    assert ask_reward(returning(values), *texts, {}) == [*values[:5], 1.0]
+    assert ask_comparison(comparing(values), *texts, ["b"] * 6, {}) == [*values[:5], 1.0]
+    for stands in values[:4]:
+        with pytest.raises(RewardError, match=f"reward 1: expected a number or None, got {type(stands).__name__}") as e:
+            call_reward(returning([0.0, stands]), ["p"] * 2, ["a"] * 2, {})
+        assert type(stands).__name__ in e.value.reply
+
+
+@pytest.mark.parametrize(
+    ("value", "says"),
+    [
+        (Later(-1.0, ""), "reward 0: expected Later with its seconds, at least 0, got -1.0"),
+        (Later(float("nan"), ""), "got nan"),
+        (Later(float("inf"), ""), "got inf"),
+        (Later(True, ""), "got True"),
+        (Later("1", ""), "got '1'"),  # type: ignore[arg-type]
+        (Unknown("", "text"), "reward 0: expected Unknown with raw bytes, got str"),  # type: ignore[arg-type]
+    ],
+)
+def test_what_stands_for_a_value_is_checked(value: Any, says: str) -> None:
+    with pytest.raises(RewardError, match=says):
+        ask_reward(returning([value]), ["p"], ["a"], {})
+
+
+def test_async_functions_are_waited_for_also_within_an_event_loop() -> None:
+    async def reward(prompts: Any, completions: Any) -> list[float]:
+        await asyncio.sleep(0)
+        return [float(len(c)) for c in completions]
+
+    async def broken(prompts: Any, completions: Any, opponents: Any) -> list[float]:
+        await asyncio.sleep(0)
+        raise KeyError("rater")
+
+    async def notebook() -> list[float | None]:
+        return call_reward(reward, PROMPTS, COMPLETIONS, {})
+
+    assert call_reward(reward, PROMPTS, COMPLETIONS, {}) == call_reward(length, PROMPTS, COMPLETIONS, {})
+    assert asyncio.run(notebook()) == call_reward(length, PROMPTS, COMPLETIONS, {})
+    with pytest.raises(FunctionRaisedError, match="the comparison function raised KeyError: 'rater'"):
+        call_comparison(broken, PROMPTS, COMPLETIONS, OPPONENTS, {})
+
+
+def test_errors_of_a_source_that_knows_better_are_its_own() -> None:
+    def wrong(prompts: Any, completions: Any) -> list[float]:
+        error = RewardError("reward 0: no number")
+        error.reply = "what came"
+        raise error
+
+    def full(prompts: Any, completions: Any) -> list[float]:
+        raise LedgerError("no room")
+
+    with pytest.raises(RewardError, match=r"^reward 0: no number") as caught:
+        ask_reward(wrong, ["p"], ["a"], {})
+    assert caught.value.reply == "what came"
+    with pytest.raises(LedgerError, match="no room"):
+        ask_reward(full, ["p"], ["a"], {})
 
 
 # --- comparisons ----------------------------------------------------------------------------------------------------

@@ -109,7 +109,7 @@ def test_a_finished_run_decides_and_buys_nothing_more(tmp_path: Path) -> None:
     [
         (lambda call, n: [0.1] * (n - 1) if call == 2 else [0.1] * n, "expected 10 rewards"),
         (lambda call, n: [float("nan")] * n if call == 2 else [0.1] * n, "finite"),
-        (lambda call, n: 1 / 0 if call == 2 else [0.1] * n, "ZeroDivisionError"),
+        (lambda call, n: 1 / 0 if call > 1 else [0.1] * n, "ZeroDivisionError.*10 items in a row"),
     ],
 )
 def test_a_failing_reward_loses_nothing_and_leaves_its_batch_in_doubt(answer: Any, said: str, tmp_path: Path) -> None:
@@ -134,7 +134,7 @@ def test_a_failing_reward_loses_nothing_and_leaves_its_batch_in_doubt(answer: An
 def test_labels_dropped_while_in_doubt_keep_their_charge(tmp_path: Path) -> None:
     def fail(call: int, n: int) -> list[float]:
         if call == 2:
-            raise RuntimeError("the rater left")
+            return [float("nan")] * n
         return [0.1] * n
 
     with opened(tmp_path) as ledger, pytest.raises(RewardError):
@@ -148,7 +148,7 @@ def test_labels_dropped_while_in_doubt_keep_their_charge(tmp_path: Path) -> None
 
 
 def test_a_pure_reward_is_simply_asked_again(tmp_path: Path) -> None:
-    class Interrupted(Exception):
+    class Interrupted(BaseException):
         pass
 
     class Once:
@@ -162,7 +162,7 @@ def test_a_pure_reward_is_simply_asked_again(tmp_path: Path) -> None:
                 raise Interrupted
             return self.inner(prompts, completions, **columns)
 
-    with opened(tmp_path / "a") as ledger, pytest.raises(RewardError, match="Interrupted"):
+    with opened(tmp_path / "a") as ledger, pytest.raises(Interrupted):
         make(ledger, Once()).explore()
     with opened(tmp_path / "a") as ledger:
         run = make(ledger)

@@ -31,7 +31,7 @@ LARGEST_TEXT = 16 * 2**20
 """Bytes of one prompt at most: longer than the context of any model, short enough to be handled whole."""
 SHOWN = 5
 """Mistakes of a file that are listed; a file with one has often thousands of the same kind."""
-RESERVED = ("prompts", "completions", "replicate")
+RESERVED = ("prompts", "completions", "opponents", "replicate", "idempotency_key")
 """Arguments of a reward function that no column can be handed over as."""
 
 
@@ -340,8 +340,6 @@ def _function(key: str, module: ModuleType, path: Path, name: str) -> Any:
     function = getattr(module, name)
     if not callable(function) or inspect.isclass(function):
         raise InputError(f"{key}: {path}: expected {name!r} to be a function, got {_kind(function)}")
-    if inspect.iscoroutinefunction(function):
-        raise InputError(f"{key}: {path}: expected {name!r} to be a plain function, got an async one; drop the async")
     return function
 
 

@@ -3,15 +3,20 @@
 A reward function has the signature that TRL users know, ``reward(prompts, completions, **columns) -> list``, with
 one finite number or None per completion. A comparison function, ``compare(prompts, completions, opponents, **columns)
 -> list``, has one number from 0 to 1 or None per pair: 1 where the completion is preferred, 0 where its opponent is, .5
-for a tie. None means that there is no label: recorded as a skip, never a reward.
+for a tie. None means that there is no label: recorded as a skip, never a reward. Both may be ``async def``.
+
+A source that can break may return `records.Failed`, `records.Later`, `records.Unknown` or `Raised` for an item: labels
+are bought by `ask_reward` and `ask_comparison`, which let these through; `call_reward` takes numbers and None alone.
 """
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import inspect
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence, Set
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any, Literal
@@ -19,10 +24,25 @@ from typing import Any, Literal
 import numpy as np
 from scipy.special import expit, ndtri
 
-from spannerlm.errors import InputError, RewardError
+from spannerlm.errors import InputError, LedgerError, RewardError
+from spannerlm.records import Failed, Later, Unknown
 
-RewardFunction = Callable[..., Sequence[float | None]]
-CompareFunction = Callable[..., Sequence[float | None]]
+
+@dataclass(frozen=True)
+class Raised:
+    """In place of a value: the source raised for this item, which may be asked again; the others have answers."""
+
+    reason: str
+
+
+Answer = float | Failed | Later | Unknown | Raised | None
+"""What becomes of one item: a number, None (a skip), or why there is neither."""
+RewardFunction = Callable[..., Sequence[Any] | Awaitable[Sequence[Any]]]
+CompareFunction = RewardFunction
+
+
+class FunctionRaisedError(RewardError):
+    """A reward or comparison function raised: it returned nothing, so there is no reply to keep."""
 
 
 @dataclass(frozen=True)
@@ -120,6 +140,16 @@ def call_reward(
     Cost: k labels, charged by whoever calls. Raises `RewardError` where the function raises, or returns a wrong
     length, a bool, a string, NaN or an infinity; the offending entry is named, and ``reply`` holds all that came.
     """
+    return _numbers(ask_reward(reward, prompts, completions, columns), "reward")
+
+
+def ask_reward(
+    reward: RewardFunction, prompts: Sequence[str], completions: Sequence[str], columns: Mapping[str, Sequence[Any]]
+) -> list[Answer]:
+    """[k] what a source that can break answers: as `call_reward`, but with `Failed`, `Later`, `Unknown`, `Raised`.
+
+    Raises `FunctionRaisedError` where the function itself raises.
+    """
     texts = {"prompts": list(prompts), "completions": list(completions)}
     return _call(reward, "reward", texts, columns)
 
@@ -136,6 +166,17 @@ def call_comparison(
     Arguments, cost and errors are those of `call_reward`; a number outside [0, 1] is an error too. The function must
     take ``opponents`` by this name or as its third argument: a reward function is not mistaken for a comparison.
     """
+    return _numbers(ask_comparison(compare, prompts, completions, opponents, columns), "comparison")
+
+
+def ask_comparison(
+    compare: CompareFunction,
+    prompts: Sequence[str],
+    completions: Sequence[str],
+    opponents: Sequence[str],
+    columns: Mapping[str, Sequence[Any]],
+) -> list[Answer]:
+    """[k] what a source of comparisons that can break answers: as `call_comparison`, otherwise as `ask_reward`."""
     texts = {"prompts": list(prompts), "completions": list(completions), "opponents": list(opponents)}
     return _call(compare, "comparison", texts, columns)
 
@@ -145,19 +186,48 @@ Kind = Literal["reward", "comparison"]
 
 def _call(
     function: Callable[..., Any], kind: Kind, texts: dict[str, list[str]], columns: Mapping[str, Sequence[Any]]
-) -> list[float | None]:
+) -> list[Answer]:
     expected = len(texts["completions"])  # before the function has had its hands on the list
     positional, named = _arguments(function, texts, columns)
     try:
         values = function(*positional, **named)
+        values = _awaited(values) if inspect.isawaitable(values) else values
         values = list(values) if isinstance(values, Iterator) else values
+    except (RewardError, LedgerError):  # a source that knows what went wrong, and what came back; or a full disk
+        raise
     except (Exception, SystemExit) as error:  # a reward that calls sys.exit() must not end the run as if all were well
-        raise RewardError(f"the {kind} function raised {type(error).__name__}: {error}") from error
+        raise FunctionRaisedError(f"the {kind} function raised {type(error).__name__}: {error}") from error
     try:
         return check_values(values, expected, kind)
     except RewardError as error:
         error.reply = repr(values)
         raise
+
+
+def _awaited(values: Awaitable[Any]) -> Any:
+    """What it comes to; in a thread of its own where this one has an event loop already, as in a notebook."""
+
+    async def wait() -> Any:
+        return await values
+
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return asyncio.run(wait())
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(asyncio.run, wait()).result()
+
+
+def _numbers(answers: Sequence[Answer], kind: Kind) -> list[float | None]:
+    """The answers, all of which must be numbers or None; `RewardError` names the first that is not."""
+    for i, answer in enumerate(answers):
+        if answer is not None and not isinstance(answer, float):
+            error = RewardError(
+                f"{kind} {i}: expected a number or None, got {answer!r:.200}: it cannot wait or fail here"
+            )
+            error.reply = repr(answers)
+            raise error
+    return [answer for answer in answers if answer is None or isinstance(answer, float)]
 
 
 def _arguments(
@@ -176,8 +246,8 @@ def _arguments(
     return (), {**named, **{name: text for name, text in texts.items() if open_ended or name in parameters}}
 
 
-def check_values(values: Any, expected: int, kind: Kind = "reward") -> list[float | None]:
-    """The values as floats or None; `RewardError` names the first that is neither, or a wrong length."""
+def check_values(values: Any, expected: int, kind: Kind = "reward") -> list[Answer]:
+    """The values as floats, None or what stands for them; `RewardError` names the first other, or a wrong length."""
     per = "completion" if kind == "reward" else "pair"
     ordered = not isinstance(values, (str, bytes, Mapping, Set)) and getattr(values, "shape", None) != ()
     if not ordered or not hasattr(values, "__len__") or not hasattr(values, "__iter__"):
@@ -191,9 +261,21 @@ def check_values(values: Any, expected: int, kind: Kind = "reward") -> list[floa
     return [_check_value(i, value, kind) for i, value in enumerate(values)]
 
 
-def _check_value(index: int, value: Any, kind: Kind) -> float | None:
-    if value is None:
-        return None
+def _check_value(index: int, value: Any, kind: Kind) -> Answer:
+    if value is None or isinstance(value, (Failed, Raised)):
+        return value
+    if isinstance(value, Later):
+        if (
+            isinstance(value.seconds, bool)
+            or not isinstance(value.seconds, (int, float))
+            or not 0 <= value.seconds < math.inf
+        ):
+            raise RewardError(f"{kind} {index}: expected Later with its seconds, at least 0, got {value.seconds!r}")
+        return value
+    if isinstance(value, Unknown):
+        if not isinstance(value.raw, bytes):
+            raise RewardError(f"{kind} {index}: expected Unknown with raw bytes, got {type(value.raw).__name__}")
+        return value
     if getattr(value, "shape", None) == () and hasattr(value, "item"):  # a tensor or array of one number
         value = value.item()
     if isinstance(value, Decimal):

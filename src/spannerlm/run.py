@@ -15,7 +15,8 @@ from typing import Any, Literal, cast
 
 import numpy as np
 
-from spannerlm.errors import InDoubtError, InputError, RewardError
+from spannerlm.buying import Buyer, refuse_doubtful, turned_away
+from spannerlm.errors import InputError
 from spannerlm.explorers import Explorer
 from spannerlm.ledger import Claim, Counts, Ledger
 from spannerlm.oracle import SamplingOracle, TokenOracle
@@ -35,7 +36,7 @@ from spannerlm.records import (
     StopRequest,
     Tilt,
 )
-from spannerlm.rewards import CompareFunction, RewardFunction, call_comparison, call_reward, is_pure
+from spannerlm.rewards import Answer, CompareFunction, RewardFunction, ask_comparison, ask_reward, is_pure
 from spannerlm.samplers import Accepted, softmax_sampler
 from spannerlm.stepwise import largest_scores, rolled
 
@@ -92,6 +93,7 @@ class Driver:
     """One explorer at work on one oracle, reward and ledger.
 
     ``reward`` gives the labels of single responses, ``compare`` those of pairs; None where the run has no such source.
+    What becomes of a source that breaks, or asks to come back later, `spannerlm.buying` says.
     """
 
     def __init__(
@@ -106,6 +108,8 @@ class Driver:
         compare: CompareFunction | None = None,
         columns: Mapping[str, Sequence[Any]] | None = None,
         observe: Callable[[Driver], None] = lambda _: None,
+        clock: Callable[[], float] = time.time,
+        sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         self.oracle, self.explorer, self.ledger = oracle, explorer, ledger
         self.reward, self.compare = reward, compare
@@ -113,6 +117,7 @@ class Driver:
         self.measure: Measure = lambda _: {}
         self.stopwatch = Stopwatch()
         self.state: Any = explorer.init(spec)
+        self._buyers = {pairs: Buyer(ledger, self._ask, clock=clock, sleep=sleep) for pairs in (False, True)}
         self.history: list[dict[str, Any]] = []
         self.evaluation_draws: tuple[Draws, ...] = ()
         self.evaluation_labels: Labelled | None = None
@@ -305,19 +310,12 @@ class Driver:
         with self.stopwatch.part("ledger"):
             claims = self.ledger.claim(k)
         todo = [claim for claim in claims if claim.to_buy]
-        doubtful = sum(claim.in_doubt and not is_pure(self._source(claim)) for claim in todo)
-        if doubtful:
-            raise InDoubtError(
-                f"{doubtful} labels were asked for and never answered: they may have been charged. Say what becomes of "
-                "them: resume with --in-doubt rebuy (ask again, perhaps paying twice) or drop (go on without them); in "
-                "Python, explore(..., in_doubt=...)"
-            )
-        for paired in (False, True):
+        refuse_doubtful([""] * sum(c.in_doubt and not turned_away(c) and not is_pure(self._source(c)) for c in todo))
+        unknown: list[str] = []
+        for paired, buyer in self._buyers.items():
             alike = [claim for claim in todo if (claim.opponent is not None) == paired]
-            if alike:
-                values = self._buy(alike)
-                with self.stopwatch.part("ledger"):
-                    self.ledger.reply(alike, values)
+            unknown += buyer.buy(alike) if alike else []
+        refuse_doubtful(unknown)
         rows = [self._phi(item) for item in request.items]
         features = np.array(rows, dtype=np.float64).reshape(len(rows), self.spec.dim)
         with self.stopwatch.part("ledger"):
@@ -339,21 +337,17 @@ class Driver:
         phi = self._rows[item.prompt, item.response]
         return phi if item.opponent is None else phi - self._rows[item.prompt, item.opponent]
 
-    def _buy(self, claims: Sequence[Claim]) -> list[float | None]:
-        """Labels of claims of one kind, in their order."""
+    def _ask(self, claims: Sequence[Claim]) -> list[Answer]:
+        """Answers to claims of one kind, in their order."""
         prompts = [self.oracle.prompts[c.prompt] for c in claims]
         columns = {name: [values[c.prompt] for c in claims] for name, values in self.columns.items()}
-        columns["replicate"] = [c.replicate for c in claims]
+        columns |= {"replicate": [c.replicate for c in claims], "idempotency_key": [c.key for c in claims]}
+        source, responses = self._source(claims[0]), [c.response for c in claims]
+        opponents = [c.opponent for c in claims if c.opponent is not None]
         with self.stopwatch.part("reward"):
-            source, responses = self._source(claims[0]), [c.response for c in claims]
-            opponents = [c.opponent for c in claims if c.opponent is not None]
-            try:
-                if opponents:
-                    return call_comparison(source, prompts, responses, opponents, columns)
-                return call_reward(source, prompts, responses, columns)
-            except RewardError as error:
-                self.ledger.reject(claims, error.reply.encode("utf-8", "surrogatepass"), str(error))
-                raise
+            if opponents:
+                return ask_comparison(source, prompts, responses, opponents, columns)
+            return ask_reward(source, prompts, responses, columns)
 
 
 def result_of(run: Driver, run_dir: Path | None) -> Result:
