@@ -6,8 +6,12 @@ import json
 import os
 import re
 import shlex
+import signal
+import socket
 import subprocess
 import sys
+import time
+import urllib.request
 from pathlib import Path
 
 import pytest
@@ -119,6 +123,48 @@ def test_the_bench_gives_the_table_that_is_shown(folder: Path) -> None:
         assert re.sub(r"\s+", " ", line).strip("─ ") in re.sub(r"\s+", " ", printed), line
 
 
+def test_every_test_that_the_labels_page_names_exists() -> None:
+    named = set(re.findall(r"`(test_\w+)`", (ROOT / "docs" / "LABELS.md").read_text(encoding="utf-8")))
+    there = {
+        name
+        for path in (ROOT / "tests").rglob("test_*.py")
+        for name in re.findall(r"^def (test_\w+)", path.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    }
+    assert len(named) > 30
+    assert named <= there, sorted(named - there)
+
+
+@pytest.mark.slow
+def test_every_command_for_labels_that_come_later_runs(folder: Path) -> None:
+    commands = [line.split("#")[0].strip() for line in blocks("runs: later")[0][0].splitlines()]
+    assert [shlex.split(command)[1] for command in commands] == ["ask", "tell", "ask", "label"]
+    run(shlex.split(commands[0]), folder)
+    header, *rows = (folder / "queries.csv").read_text().splitlines()
+    assert header.endswith(",value")
+    (folder / "labels.csv").write_text("\n".join([header, *(f"{row}{i}" for i, row in enumerate(rows))]) + "\n")
+    for command in commands[1:3]:
+        run(shlex.split(command), folder)
+    assert len((folder / "more.jsonl").read_text().splitlines()) == 4
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    script = str(Path(sys.executable).parent / "spannerlm")
+    page = [script, *shlex.split(commands[3])[1:], "--port", str(port)]
+    process, answer = subprocess.Popen(page, cwd=folder, stdout=subprocess.PIPE, text=True), b"null"
+    try:
+        for _ in range(300):
+            try:
+                answer = urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=1).read()
+                break
+            except OSError:
+                time.sleep(0.1)
+        assert json.loads(answer) == {"state": "up"}
+    finally:
+        process.send_signal(signal.SIGINT)
+        printed, _ = process.communicate(timeout=30)
+    assert "what was rated is kept" in printed
+
+
 def test_the_tree_lists_every_file_and_no_other() -> None:
     package = ROOT / "src" / "spannerlm"
     listed = set(re.findall(r"^  (\w+(?:\.py|/)) ", README, flags=re.MULTILINE))
@@ -131,7 +177,14 @@ def test_the_make_targets_and_files_it_names_exist() -> None:
     makefile = (ROOT / "Makefile").read_text()
     for target in re.findall(r"^make (\w+)", README, flags=re.MULTILINE):
         assert re.search(rf"^{target}:", makefile, flags=re.MULTILINE)
-    named = ["docs/helpdesk.png", "docs/coverage.png", "docs/COVERAGE.md", "CONTRIBUTING.md"]
+    named = [
+        "docs/helpdesk.png",
+        "docs/coverage.png",
+        "docs/COVERAGE.md",
+        "docs/label.png",
+        "docs/LABELS.md",
+        "CONTRIBUTING.md",
+    ]
     for path in [*re.findall(r"((?:benchmarks|training)/\w+\.py)`", README), *named]:
         assert (ROOT / path).exists()
     assert "@@" not in README
