@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +17,7 @@ from spannerlm.terminal import boundary, print_json, print_lines, reserved_stdou
 
 if TYPE_CHECKING:
     from spannerlm.asking import Run
-    from spannerlm.labelfiles import Format
+    from spannerlm.labelfiles import Format, GivenRow
 
 ASK_HELP = "Ask for labels that will come later: write the next questions to a file."
 ASK_EXAMPLES = examples(
@@ -24,7 +26,10 @@ ASK_EXAMPLES = examples(
     "spannerlm ask runs/mine --worker ann                         one question, shown here",
 )
 TELL_HELP = "Tell the labels that were asked for."
-TELL_EXAMPLES = examples("spannerlm tell runs/mine labels.jsonl", "spannerlm tell runs/mine corrected.csv --revise")
+TELL_EXAMPLES = examples(
+    "spannerlm tell runs/mine queries.csv                         the file of `ask`, its value column filled in",
+    "spannerlm tell runs/mine corrected.jsonl --revise",
+)
 ADD_HELP = "Add labels that you have already."
 ADD_EXAMPLES = examples("spannerlm add runs/mine known.jsonl")
 
@@ -64,8 +69,8 @@ def ask(
         from spannerlm.labelfiles import format_of, written
 
         form = None if out is None else format_of(out.name)
-        if out is not None and out.exists():
-            raise InputError(f"{out}: expected a file that does not exist yet, found one; give another name")
+        if out is not None:
+            _check_new(out)
         with opened(directory, config, settings or (), overlap) as run:
             rows = [
                 {
@@ -92,6 +97,9 @@ def ask(
             else:
                 place = f", in {out}" if rows else ""
                 print_lines(console, [_summary(len(rows), left, reason) + place])
+                if rows:
+                    again = shlex.join(["spannerlm", "tell", str(directory), str(out)])
+                    print_lines(console, [f"`{again}` takes the answers, once each value is filled in"])
 
 
 def tell(
@@ -106,13 +114,17 @@ def tell(
     `spannerlm sample` draws from it. The same file again changes nothing.
     """
     with boundary(as_json):
-        from spannerlm.labelfiles import answers
+        from spannerlm.asking import Run
+        from spannerlm.labelfiles import answers, raise_problems
         from spannerlm.records import Failed
 
+        _check_begun(directory)
         data, form = _read(file)
         rows = answers(data, form, str(file))
-        with _existing(directory) as run:
+        with Run.open(directory) as run:
             told = {row.id: row.value if row.failed is None else Failed(row.failed) for row in rows}
+            problems = run.check(told, revise=revise)
+            raise_problems(str(file), [f"line {row.line}: {problems[row.id]}" for row in rows if row.id in problems])
             run.tell_all(told, revise=revise)
             run.save()
             counts, reason, left = run.counts, run.reason, run.spec.labels - run.counts.charged
@@ -129,20 +141,17 @@ def tell(
 def add(directory: Place, file: File, as_json: Json = False) -> None:
     """Add labels that you have already: a file with prompt, response and value each (opponent for comparisons).
 
-    They are learned from, never asked for, and no part of the budget.
+    They are learned from, never asked for, and no part of the budget. All of the file is taken, or nothing.
     """
     with boundary(as_json):
+        from spannerlm.asking import Run
         from spannerlm.labelfiles import given
 
+        _check_begun(directory)
         data, form = _read(file)
         rows = given(data, form, str(file))
-        pairs = {row.opponent is None for row in rows}
-        if len(pairs) > 1:
-            raise InputError(f"{file}: expected rewards or comparisons, got both: use a file for each")
-        with _existing(directory) as run:
-            opponents = None if True in pairs else [row.opponent or "" for row in rows]
-            columns = ([row.prompt for row in rows], [row.response for row in rows], [row.value for row in rows])
-            new = run.add(*columns, opponents=opponents)
+        with Run.open(directory) as run:
+            new = _added(run, rows, str(file))
             run.save()
             total = run.counts.given
         with reserved_stdout(as_json) as console:
@@ -152,12 +161,31 @@ def add(directory: Place, file: File, as_json: Json = False) -> None:
                 print_lines(console, [f"{new} labels added, {total} in all; the budget is as it was"])
 
 
-def _existing(directory: Path) -> Run:
-    from spannerlm.asking import Run
+def _added(run: Run, rows: Sequence[GivenRow], name: str) -> int:
+    """How many labels were new; an error names the line of the entry."""
+    from spannerlm.labelfiles import raise_problems
 
-    if not (directory / "run.db").exists():
-        raise InputError(f"{directory}: expected the directory of a run, found no run.db in it: see `spannerlm ask`")
-    return Run.open(directory)
+    columns = ([row.prompt for row in rows], [row.response for row in rows], [row.value for row in rows])
+    try:
+        return run.add(*columns, opponents=[row.opponent for row in rows])
+    except InputError as error:
+        entry = re.match(r"\w+\[([0-9]+)\]: ", str(error))
+        place = "" if entry is None else f"line {rows[int(entry[1])].line}: "
+        raise_problems(name, [place + str(error)])
+        raise
+
+
+def _check_new(out: Path) -> None:
+    """`InputError` unless a new file can be there: before anything is asked."""
+    if out.exists() or out.is_symlink():
+        raise InputError(f"{out}: expected a file that does not exist yet, found one; give another name")
+    if not out.parent.is_dir():
+        raise InputError(f"{out}: expected a folder {str(out.parent)!r} for it, found none")
+
+
+def _check_begun(directory: Path) -> None:
+    if not _begun(directory):
+        raise InputError(f"{directory}: expected the directory of a run, found none in it: see `spannerlm ask`")
 
 
 def opened(
@@ -166,13 +194,27 @@ def opened(
     """The run of a directory; a new one where something says that it is to be made."""
     from spannerlm.asking import Run
 
-    if (directory / "run.db").exists():
+    if _begun(directory):
         if config is not None or settings or overlap is not None:
             raise InputError(f"{directory}: expected no configuration for a run that has one: leave it out")
         return Run.open(directory)
-    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+    new = not directory.exists() or (directory / "run.db").exists()
+    if not new and (not directory.is_dir() or any(directory.iterdir())):
         raise InputError(f"{directory}: expected a run of `spannerlm ask`, or a new directory, found something else")
     return _made(directory, config, settings, overlap or 1)
+
+
+def _begun(directory: Path) -> bool:
+    """Whether there is a run; False also for one that was killed before its first row was written."""
+    from spannerlm.ledger import Ledger
+
+    if not (directory / "run.db").exists():
+        return False
+    try:
+        Ledger.open(directory, read_only=True).close()
+    except InputError:
+        return False
+    return True
 
 
 def _made(directory: Path, path: Path | None, settings: Sequence[str], overlap: int) -> Run:
@@ -181,7 +223,7 @@ def _made(directory: Path, path: Path | None, settings: Sequence[str], overlap: 
     from spannerlm.config import dump_config, load_config
     from spannerlm.explorers import EXPLORERS
     from spannerlm.files import durable_write, sync_folder
-    from spannerlm.job import build_explorer
+    from spannerlm.job import DRAWS_PER_PROMPT, build_explorer
     from spannerlm.tasks import load_task, model_options
 
     config = load_config(path, settings, known={"task": bundled.MODULES, "explorer": EXPLORERS}, rewarded=False)
@@ -197,7 +239,7 @@ def _made(directory: Path, path: Path | None, settings: Sequence[str], overlap: 
         overlap=overlap,
         batch=config.batch,
         seed=config.seed,
-        draws=config.draws,
+        draws=config.draws or DRAWS_PER_PROMPT * min(train, config.max_prompts),
         beta=config.beta,
         kl=None if config.beta is not None else config.kl,
         feedback=config.feedback,

@@ -48,6 +48,10 @@ class Settings:
         """Price of this worker's label; nan where nobody has said one."""
         return float(self.prices.get(worker, self.prices.get(ANYBODY, math.nan)))
 
+    def nothing(self) -> float:
+        """What no label costs: 0; nan where there are no prices."""
+        return 0.0 if self.prices else math.nan
+
     def cheapest(self) -> float:
         """The lowest price."""
         return min(self.prices.values(), default=0.0)
@@ -76,13 +80,18 @@ class AskDriver(Driver):
         """The outcome of a draw request, not yet recorded. Cost: draws."""
         return self._draw(k, request)
 
-    def phi(self, prompt: int, response: str) -> FloatArray:
-        """[d] the feature of a response, drawn or not. `InputError` where the oracle knows drawn ones alone."""
+    def phi(self, prompt: int, response: str, what: str = "responses") -> FloatArray:
+        """[d] the feature of a response, drawn or not; ``what``: its name in errors.
+
+        `InputError` where the oracle knows drawn ones alone, and for a text that no tokenizer can read.
+        """
         known = self._rows.get((prompt, response))
         if known is not None:
             return known
         if not hasattr(self.oracle, "features_of"):
-            raise InputError(f"responses: expected one that was drawn for prompt {prompt}, got {response[:80]!r}")
+            raise InputError(f"{what}: expected one that was drawn for prompt {prompt}, got {response[:80]!r}")
+        if any("\ud800" <= letter <= "\udfff" for letter in response):
+            raise InputError(f"{what}: expected text that a model can read, got a lone surrogate in {response[:80]!r}")
         found: FloatArray = np.asarray(self.oracle.features_of(prompt, [response]))[0]
         return found
 

@@ -14,7 +14,7 @@ import threading
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from numbers import Real
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,10 +24,11 @@ from spannerlm.api import DEFAULT_KL, check_feedback, loaded_model
 from spannerlm.askdriver import ANYBODY, AskDriver, LazyOracle, Settings
 from spannerlm.backends.oracle import ModelOracle
 from spannerlm.environments import TabularEnvironment
-from spannerlm.errors import InputError
+from spannerlm.errors import InputError, ModelError
 from spannerlm.explorers import STEP_EXPLORERS, Explorer, explorer_by_name
 from spannerlm.features import feature_map
 from spannerlm.ledger import Claim, Counts, Ledger
+from spannerlm.ledger.codec import check_text
 from spannerlm.oracle import SamplingOracle
 from spannerlm.policy import Policy
 from spannerlm.records import DrawRequest, Failed, FloatArray, LabelItem, Labelled, LabelRequest, Spec, StopRequest
@@ -207,9 +208,11 @@ class Run:
             with self._lock:
                 mine = self._mine(name)
                 mine += self._assigned(name, n - len(mine))
-                open_for_others = len(self._unclaimed())
-            if len(mine) >= n or not wait or not self.prepare(open_for_others + n - len(mine)):
+                open_for_others, known = len(self._unclaimed()), self._ledger.next_request
+            if len(mine) >= n or not wait:
                 return mine[:n]
+            if not self.prepare(open_for_others + n - len(mine)) and self._ledger.next_request == known:
+                return mine[:n]  # nor has anybody else prepared more since
 
     def prepare(self, n: int) -> bool:
         """Decide until ``n`` items wait for a worker; whether there are more than before. Cost: draws.
@@ -220,7 +223,7 @@ class Run:
         with self._deciding:
             while True:
                 with self._lock:
-                    if len(self._unclaimed()) >= n or not self._affords(1):
+                    if len(self._unclaimed()) >= n or not self._affords():
                         return grown
                     state, k = self._driver.state, self._ledger.next_request
                 request = self._explorer.decide(state, rng=np.random.default_rng([self._settings.seed, k]))
@@ -233,9 +236,10 @@ class Run:
                     if isinstance(request, LabelRequest):
                         items = self._shared_out(request.items)
                         if not items:
+                            self._driver.reason = "labels spent"
                             return grown
                         self._issue(k, replace(request, items=items))
-                        grown = True
+                        grown, self._driver.reason = True, ""
                         continue
                     self._driver.fold(self._ledger.request(k, request))
                 self._draw(k, request)
@@ -255,6 +259,11 @@ class Run:
         plain = {name: a if a is None or isinstance(a, Failed) else _number(name, a) for name, a in answers.items()}
         self._tell(plain, revise)
 
+    def check(self, answers: Mapping[str, float | Failed | None], *, revise: bool = False) -> dict[str, str]:
+        """What is wrong with each answer, by id: why `tell_all` would refuse them; empty where it would not."""
+        with self._lock:
+            return {name: problem for name, a in answers.items() if (problem := self._problem(name, a, revise))}
+
     def skip(self, id: str) -> None:
         """Record that this query will not be answered: no reward, its charge is kept."""
         self._tell({id: None}, False)
@@ -266,7 +275,7 @@ class Run:
     def release(self, ids: Sequence[str]) -> None:
         """Take unanswered queries back, so that others may be asked. Answered ones are left as they are."""
         with self._lock:
-            claims = [self._ledger.claim_by_key(self._key(name)) for name in ids]
+            claims = [self._ledger.claim_by_key(self._key(name)) for name in dict.fromkeys(ids)]
             self._ledger.release([claim for claim, status, _ in claims if status is None])
 
     def add(
@@ -275,29 +284,33 @@ class Run:
         responses: Sequence[str],
         values: Sequence[float],
         *,
-        opponents: Sequence[str] | None = None,
+        opponents: Sequence[str | None] | None = None,
         rater: str = GIVEN,
     ) -> int:
         """Enter labels that one has already: learned from, never asked again, no part of the budget. How many were new.
 
-        ``prompts`` by text or index. A run of comparisons takes rewards as well: both enter one posterior. Features of
-        responses that were never drawn come from the model. Cost: no draws.
+        ``prompts`` by text or index. A run of comparisons takes rewards as well, without an opponent: both enter one
+        posterior. Features of responses that were never drawn come from the model. Cost: no draws.
         """
         others: Sequence[str | None] = [None] * len(responses) if opponents is None else opponents
         if not len(prompts) == len(responses) == len(values) == len(others):
             raise InputError(
                 f"add: expected one prompt and value per response, got {len(prompts)}, {len(values)}, {len(responses)}"
             )
-        if opponents is not None and self._spec.feedback == "scalar":
+        if self._spec.feedback == "scalar" and any(other is not None for other in others):
             raise InputError("opponents: expected none in a run of rewards, got some: use feedback='comparison'")
-        rows = [self._prompt(prompt) for prompt in prompts]
+        indices = [self._prompt(i, prompt) for i, prompt in enumerate(prompts)]
+        for i, (response, other) in enumerate(zip(responses, others, strict=True)):
+            check_text(response, f"responses[{i}]")
+            if other is not None:
+                check_text(other, f"opponents[{i}]")
         replies = [_number(f"values[{i}]", value) for i, value in enumerate(values)]
-        items = [LabelItem(x, y, opponent=o) for x, y, o in zip(rows, responses, others, strict=True)]
+        items = [LabelItem(x, y, opponent=o) for x, y, o in zip(indices, responses, others, strict=True)]
         if not items:
             return 0
-        with self._lock:
+        with self._deciding, self._lock:  # the model serves one at a time
             self._check_given(items, replies, rater)
-            features = np.array([self._phi(item) for item in items]).reshape(len(items), self._spec.dim)
+            features = self._given_features(items)
             k = self._ledger.next_request
             request = LabelRequest(tuple(items), {"phase": GIVEN})
             self._ledger.request(k, request, purpose="given", detached=True)
@@ -335,13 +348,18 @@ class Run:
     def reason(self) -> str:
         """Why nothing more is asked; empty while the run goes on."""
         with self._lock:
-            return "" if self._ledger.waiting() else self._driver.reason
+            waiting = self._ledger.waiting()
+            if any(item.claim is not None for item in waiting):
+                return ""
+            if not self._affords():
+                return "money spent"
+            return "" if waiting else self._driver.reason
 
     def spent(self) -> float:
         """Money that was charged so far, open queries included; nan without prices."""
         with self._lock:
             charged = self._ledger.charged_by_rater()
-        return sum(self._settings.price(name) * count for name, count in charged.items())
+        return sum((self._settings.price(name) * n for name, n in charged.items() if n), start=self._settings.nothing())
 
     def answers(self) -> list[Answer]:
         """Every query that was asked, in order, and what became of it; labels that were added are none."""
@@ -446,22 +464,15 @@ class Run:
 
     def _tell(self, answers: Mapping[str, float | Failed | None], revise: bool) -> None:
         with self._lock:
-            rows = [(name, *self._ledger.claim_by_key(self._key(name)), answer) for name, answer in answers.items()]
-            for name, _, status, value, answer in rows:
-                if status in (None, "released", "skip") or revise or self._same(status, value, answer):
-                    continue
-                raise InputError(
-                    f"{name}: was answered {value if status == 'label' else status}, now {answer}: say revise to "
-                    "replace the answer; nothing of this batch was recorded"
-                )
-            for name, claim, _, _, answer in rows:
-                self._check(name, claim, answer)
-            late = [(self._ledger.reopen(claim.key)[1], a) for _, claim, status, _, a in rows if status == "released"]
-            fresh = [(claim, a) for _, claim, status, _, a in rows if status is None] + late
+            for problem in self.check(answers, revise=revise).values():
+                raise InputError(f"{problem}; nothing of this batch was recorded")
+            rows = [(*self._ledger.claim_by_key(self._key(name)), answer) for name, answer in answers.items()]
+            late = [(self._ledger.reopen(claim.key)[1], a) for claim, status, _, a in rows if status == "released"]
+            fresh = [(claim, a) for claim, status, _, a in rows if status is None] + late
             self._ledger.reply([claim for claim, _ in fresh], [a for _, a in fresh])
             revised = [
                 (claim, a)
-                for _, claim, status, value, a in rows
+                for claim, status, value, a in rows
                 if status not in (None, "released") and not self._same(status, value, a)
             ]
             for claim, answer in revised:
@@ -470,9 +481,19 @@ class Run:
                 self._driver = self._folded()
             self._tell_explorer()
 
-    def _check(self, name: str, claim: Claim, answer: float | Failed | None) -> None:
+    def _problem(self, name: str, answer: float | Failed | None, revise: bool) -> str:
+        """Why an answer is refused; empty where it is not."""
+        try:
+            claim, status, value = self._ledger.claim_by_key(self._key(name))
+        except InputError as error:
+            return str(error)
         if isinstance(answer, float) and claim.opponent is not None and not 0.0 <= answer <= 1.0:
-            raise InputError(f"{name}: expected a comparison in [0, 1], got {answer:g}; nothing was recorded")
+            return f"{name}: expected a comparison in [0, 1], got {answer:g}"
+        if status in (None, "released", "skip") or revise or self._same(status, value, answer):
+            return ""
+        now = answer if isinstance(answer, float) else "skip" if answer is None else "failed"
+        was = value if status == "label" else status
+        return f"{name}: was answered {was}, now {now}: say revise to replace the answer"
 
     @staticmethod
     def _same(status: str | None, value: float | None, answer: float | Failed | None) -> bool:
@@ -482,19 +503,33 @@ class Run:
 
     def _check_given(self, items: Sequence[LabelItem], values: Sequence[float], rater: str) -> None:
         """`InputError` where an item has another value already, in the ledger or earlier in the batch."""
-        known = dict(
-            _oriented(claim.prompt, claim.response, claim.opponent, value)
-            for claim, status, value in self._ledger.purchases()
-            if claim.rater == rater and status == "label" and value is not None
-        )
+        known, asked = {}, set()
+        for claim, status, value in self._ledger.purchases():
+            key, plain = _oriented(claim.prompt, claim.response, claim.opponent, math.nan if value is None else value)
+            if claim.rater == rater and status == "label":
+                known[key] = plain
+            elif claim.rater == rater and status != "released":
+                asked.add(key)
         for i, (item, value) in enumerate(zip(items, values, strict=True)):
             if item.opponent is not None and not 0.0 <= value <= 1.0:
                 raise InputError(f"values[{i}]: expected a comparison in [0, 1], got {value:g}; nothing was recorded")
             key, plain = _oriented(item.prompt, item.response, item.opponent, value)
+            if key in asked and key not in known:
+                raise InputError(f"values[{i}]: expected what {rater!r} was not asked, got a query: tell it instead")
             if known.setdefault(key, plain) != plain:
                 raise InputError(
                     f"values[{i}]: expected {known[key]:g}, as {rater!r} gave before; nothing was recorded"
                 )
+
+    def _given_features(self, items: Sequence[LabelItem]) -> FloatArray:
+        """[n, d] features of labels that were there already; `InputError` names the one that the model cannot read."""
+        rows = []
+        for i, item in enumerate(items):
+            try:
+                rows.append(self._phi(item, f"responses[{i}]"))
+            except ModelError as error:  # such as a text beyond its context
+                raise InputError(f"responses[{i}]: {error}") from error
+        return np.array(rows).reshape(len(items), self._spec.dim)
 
     def _mine(self, name: str) -> list[Query]:
         """Queries that this worker has been asked and has not answered."""
@@ -507,15 +542,16 @@ class Run:
 
     def _assigned(self, name: str, n: int) -> list[Query]:
         """At most ``n`` items that nobody was asked yet, asked of this worker: none that he has rated before."""
-        rated = self._rated(name)
+        rated, turns = self._rated(name)
         chosen: dict[int, list[int]] = defaultdict(list)
         free = self._money_left()
         price = self._settings.price(name)
         for k, position, item in self._unclaimed():
-            key = _asked(item)
-            if n <= 0 or key in rated or (free is not None and price > free + 1e-9):
+            key, turn = _asked(item), (k, position // self.overlap)
+            if n <= 0 or key in rated or turn in turns or (free is not None and price > free + 1e-9):
                 continue
             rated.add(key)
+            turns.add(turn)
             chosen[k].append(position)
             n -= 1
             free = None if free is None else free - price
@@ -523,35 +559,46 @@ class Run:
         self._tell_explorer()  # an item that an earlier label answers is never asked
         return [self._query(claim) for claim in claims if claim.to_buy]
 
-    def _rated(self, name: str) -> set[tuple[int, frozenset[str]]]:
-        """What this worker was asked before, answered or not; where labels are fresh, what is out at this moment."""
-        rows = self._ledger.purchases()
-        return {
+    def _rated(self, name: str) -> tuple[set[tuple[int, frozenset[str]]], set[tuple[int, int]]]:
+        """What this worker was asked before, and the turns (`_shared_out`) that he has had.
+
+        Where labels are fresh, the same may be asked again once it is answered, but not within one turn.
+        """
+        rows = [
+            (claim, status)
+            for claim, status, _ in self._ledger.purchases()
+            if claim.rater == name and status != "released"
+        ]
+        texts = {
             _asked(LabelItem(claim.prompt, claim.response, opponent=claim.opponent))
-            for claim, status, _ in rows
-            if claim.rater == name and status != "released" and (status is None or not self._spec.fresh)
+            for claim, status in rows
+            if status is None or not self._spec.fresh
         }
+        return texts, {(claim.request, claim.position // self.overlap) for claim, _ in rows}
 
     def _shared_out(self, items: tuple[LabelItem, ...]) -> tuple[LabelItem, ...]:
-        """The items, each as often as workers rate it, as many as the budget leaves room for."""
-        room = self._explorer.learner(self._driver.state).labels_left // self._settings.overlap
-        return tuple(item for item in items[:room] for _ in range(self._settings.overlap))
+        """The items, each as often as workers rate it (its turn), as many as the budget leaves room for."""
+        out = self._ledger.counts.charged + len(self._unclaimed())
+        room = max(0, min(self._explorer.learner(self._driver.state).labels_left, self._spec.labels - out))
+        return tuple(item for item in items[: room // self.overlap] for _ in range(self.overlap))
 
-    def _affords(self, n: int) -> bool:
+    def _affords(self) -> bool:
+        """Whether the money is enough for a label of the cheapest worker."""
         left = self._money_left()
-        return left is None or left + 1e-9 >= n * self._settings.cheapest()
+        return left is None or left + 1e-9 >= self._settings.cheapest()
 
     def _money_left(self) -> float | None:
         return None if self._settings.money is None else self._settings.money - self.spent()
 
-    def _phi(self, item: LabelItem) -> FloatArray:
+    def _phi(self, item: LabelItem, what: str = "responses") -> FloatArray:
         """[d] what a label is regressed on: relative where it is a comparison."""
-        phi = self._driver.phi(item.prompt, item.response)
-        return phi if item.opponent is None else phi - self._driver.phi(item.prompt, item.opponent)
+        phi = self._driver.phi(item.prompt, item.response, what)
+        return phi if item.opponent is None else phi - self._driver.phi(item.prompt, item.opponent, what)
 
     def _query(self, claim: Claim) -> Query:
         name = claim.key[:ID_LENGTH]
         self._keys[name] = claim.key
+        claim, _, _ = self._ledger.claim_by_key(claim.key)  # the way round that it was asked first, as answers are told
         columns = {column: values[claim.prompt] for column, values in self._settings.columns.items()}
         prompt = self._ledger.prompts[claim.prompt]
         return Query(name, prompt, claim.response, claim.opponent, claim.rater, columns)
@@ -569,15 +616,15 @@ class Run:
     def _purpose(self, claim: Claim) -> str:
         return self._ledger.purpose(claim.request)
 
-    def _prompt(self, prompt: str | int) -> int:
-        """Index of a prompt; of two alike, the first."""
+    def _prompt(self, number: int, prompt: str | int) -> int:
+        """Index of a prompt, the ``number``-th of a batch; of two alike, the first."""
         texts = self._ledger.prompts
         if isinstance(prompt, str):
             if prompt not in texts:
-                raise InputError(f"prompts: expected one of this run's, got {prompt[:80]!r}")
+                raise InputError(f"prompts[{number}]: expected one of this run's, got {prompt[:80]!r}")
             return texts.index(prompt)
-        if isinstance(prompt, bool) or not 0 <= prompt < len(texts):
-            raise InputError(f"prompts: expected an index below {len(texts)}, got {prompt!r}")
+        if isinstance(prompt, bool) or not isinstance(prompt, Integral) or not 0 <= prompt < len(texts):
+            raise InputError(f"prompts[{number}]: expected a prompt or an index below {len(texts)}, got {prompt!r:.80}")
         return int(prompt)
 
     def _name(self, worker: str | None) -> str:

@@ -255,6 +255,24 @@ def backup(
                 print_lines(console, [f"{file}: {size:,} bytes, the whole of {directory}"])
 
 
+@app.command(short_help="Unpack a backup.", epilog=examples("spannerlm restore helpdesk-1.backup runs/helpdesk-1"))
+def restore(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="The file of a backup.", show_default=False)],
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="A directory without a run.", show_default=False)],
+    as_json: Json = False,
+) -> None:
+    """Unpack a backup's ledger and draws into a directory without a run, once every byte is found to be as it was."""
+    with boundary(as_json):
+        from spannerlm.ledger import Ledger
+
+        Ledger.restore(file, directory)
+        with reserved_stdout(as_json) as console:
+            if as_json:
+                print_json(console, {"directory": str(directory), "file": str(file)})
+            else:
+                print_lines(console, [f"{directory}: the run that {file} holds"])
+
+
 app.command(short_help=coverage_command.HELP, epilog=coverage_command.EXAMPLES)(coverage_command.coverage)
 app.command(short_help=ask_command.ASK_HELP, epilog=ask_command.ASK_EXAMPLES)(ask_command.ask)
 app.command(short_help=ask_command.TELL_HELP, epilog=ask_command.TELL_EXAMPLES)(ask_command.tell)
@@ -292,6 +310,9 @@ def _new_directory(out: Path | None, config: RunConfig) -> Iterator[Path]:
 
 def _given(out: Path) -> Path:
     if (out / "run.db").exists():
+        from spannerlm.job import check_rewarded
+
+        check_rewarded(out)
         again = shlex.join(["spannerlm", "resume", str(out)])
         raise InputError(f"{out}: expected a new directory, found a run in it; `{again}` goes on with it")
     if out.exists() and not out.is_dir():

@@ -57,32 +57,33 @@ def resume_job(directory: Path, observer: Observer = lambda _: None, in_doubt: s
 
     ``in_doubt``: what becomes of labels that were asked for and never answered, ``rebuy`` or ``drop``.
     """
+    check_rewarded(directory)
     if not (directory / "config.yaml").exists():
         raise InputError(
             f"{directory}: expected a run directory, found no config.yaml in it: see `spannerlm run --out`"
-        )
-    if _is_told(directory):
-        raise InputError(
-            f"{directory}: expected a run with a reward, found one of `spannerlm ask`: see `spannerlm tell`"
         )
     config = load_config(directory / "config.yaml")
     settle: InDoubt | None = None if in_doubt is None else "rebuy" if in_doubt == "rebuy" else "drop"
     return Job(config, directory, observer, settle).run()
 
 
-def _is_told(directory: Path) -> bool:
-    """Whether the labels of the run are told (`spannerlm.asking`); False where nobody can say."""
+def check_rewarded(directory: Path) -> None:
+    """`InputError` where the labels of the run are told (`spannerlm.asking`); nothing where nobody can say."""
+    told = False
     if (directory / "run.db").exists():
-        with (
-            suppress(LedgerError, InputError),
-            Ledger.open(directory, read_only=True) as ledger,
-        ):  # others tell of damage
-            return "asked" in ledger.meta
-    return False
+        # others tell of damage
+        with suppress(LedgerError, InputError), Ledger.open(directory, read_only=True) as ledger:
+            told = "asked" in ledger.meta
+    if told:
+        raise InputError(
+            f"{directory}: expected a run with a reward, found one whose labels are told: `spannerlm ask`, `tell` and "
+            "`label` go on with it, `spannerlm sample` draws from its policy"
+        )
 
 
 def load_report(directory: Path) -> dict[str, Any]:
     """The stored rows of a finished run."""
+    check_rewarded(directory)
     path = directory / "report.json"
     if not path.exists():
         raise InputError(f"{directory}: expected a finished run, found no report.json: `spannerlm resume` finishes it")

@@ -9,6 +9,7 @@ import csv
 import io
 import json
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -19,6 +20,8 @@ Format = Literal["jsonl", "csv"]
 
 FORMULA = ("=", "+", "-", "@", "\t", "\r")
 """First characters of a cell that a spreadsheet would take for a formula."""
+NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
+"""A number as a cell has it."""
 LIMIT = 200 * 2**20
 """Bytes of a file at most."""
 CELL = 16 * 2**20
@@ -61,9 +64,9 @@ def format_of(name: str) -> Format:
 
 
 def written(rows: Sequence[Mapping[str, Any]], form: Format) -> bytes:
-    """The rows as a file. Of a CSV all texts but the id's are neutralised: ``'`` goes before what starts a formula.
+    """The rows as a file. Of a CSV all texts are neutralised (`neutral`); an id, hex digits, stays as it is.
 
-    JSON keeps every text as it is, lone surrogates included.
+    Both keep every text, lone surrogates included: what is read back is what was written.
     """
     if form == "jsonl":
         return "".join(json.dumps(row, ensure_ascii=True, allow_nan=False) + "\n" for row in rows).encode("ascii")
@@ -77,19 +80,23 @@ def written(rows: Sequence[Mapping[str, Any]], form: Format) -> bytes:
 
 
 def neutral(value: Any) -> str:
-    """A CSV cell that no spreadsheet executes; a number is left alone."""
+    """A CSV cell that no spreadsheet executes: ``'`` goes before what starts a formula, or would look as if it had one.
+
+    A number is left alone.
+    """
     if value is None:
         return ""
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         return repr(value)
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=True)
-    return "'" + text if text.startswith(FORMULA) else text
+    return "'" + text if text.lstrip("'").startswith(FORMULA) else text
 
 
 def answers(data: bytes, form: Format, name: str) -> list[Row]:
     """The answers in a file: ``id`` and ``value`` each, or ``skip``: true, or ``failed``: a reason.
 
-    Raises `InputError` naming every mistake with its line: nothing of the file is to be used then.
+    ``status``: ``skip`` or ``failed`` (with a ``reason``) say the same, as files of the labelling page do. Raises
+    `InputError` naming every mistake with its line: nothing of the file is to be used then.
     """
     found, problems, seen = [], [], dict[str, int]()
     for line, row in _rows(data, form, name):
@@ -102,7 +109,7 @@ def answers(data: bytes, form: Format, name: str) -> list[Row]:
             problems.append(f"line {line}: id {answer.id!r} was on line {seen[answer.id]} already")
         seen.setdefault(answer.id, line)
         found.append(answer)
-    _raise(name, problems)
+    raise_problems(name, problems)
     return found
 
 
@@ -112,15 +119,17 @@ def given(data: bytes, form: Format, name: str) -> list[GivenRow]:
     for line, row in _rows(data, form, name):
         try:
             texts = [_text(row, key) for key in ("prompt", "response")]
-            opponent = None if row.get("opponent") in (None, "") else _text(row, "opponent")
+            none = (None, "") if form == "csv" else (None,)
+            opponent = None if row.get("opponent") in none else _text(row, "opponent")
             found.append(GivenRow(line, texts[0], texts[1], opponent, _value(row.get("value"))))
         except ValueError as error:
             problems.append(f"line {line}: {error}")
-    _raise(name, problems)
+    raise_problems(name, problems)
     return found
 
 
-def _raise(name: str, problems: Sequence[str]) -> None:
+def raise_problems(name: str, problems: Sequence[str]) -> None:
+    """`InputError` with the first few of what is wrong in a file, if anything is."""
     if problems:
         more = f"; and {len(problems) - SHOWN} more" if len(problems) > SHOWN else ""
         raise InputError(f"{name}: {'; '.join(problems[:SHOWN])}{more}. Nothing of the file was recorded")
@@ -130,7 +139,7 @@ def _rows(data: bytes, form: Format, name: str) -> Iterator[tuple[int, Mapping[s
     if len(data) > LIMIT:
         raise InputError(f"{name}: expected at most {LIMIT:,} bytes, got {len(data):,}: split the file")
     try:
-        text = data.decode("utf-8-sig")
+        text = data.decode("utf-8", "surrogatepass").removeprefix("\ufeff")
     except UnicodeDecodeError as error:
         raise InputError(f"{name}: expected UTF-8 text, got a byte that is none at {error.start}") from None
     rows = list(_json_lines(text, name) if form == "jsonl" else _csv_lines(text, name))
@@ -144,18 +153,37 @@ def _json_lines(text: str, name: str) -> Iterator[tuple[int, Mapping[str, Any]]]
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
-        except (ValueError, RecursionError):
-            raise InputError(f"{name}: line {number}: expected a JSON object, got {line[:40]!r}") from None
+            row = json.loads(line, object_pairs_hook=_once)
+        except (ValueError, RecursionError) as error:
+            twice = f", {error}" if isinstance(error, _Twice) else f", got {line[:40]!r}"
+            raise InputError(f"{name}: line {number}: expected a JSON object{twice}") from None
         if not isinstance(row, dict):
             raise InputError(f"{name}: line {number}: expected a JSON object, got {line[:40]!r}")
         yield number, row
+
+
+class _Twice(ValueError):
+    """A key that an object has twice."""
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The object of these keys and values, each key once."""
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in found:
+            raise _Twice(f"got {key[:40]!r} twice in it")
+        found[key] = value
+    return found
 
 
 def _csv_lines(text: str, name: str) -> Iterator[tuple[int, Mapping[str, Any]]]:
     limit = csv.field_size_limit(CELL)
     try:
         reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
+        names = list(reader.fieldnames or ())
+        twice = next((key for key in names if names.count(key) > 1), None)
+        if twice is not None:
+            raise InputError(f"{name}: line 1: expected each column once, got {twice[:40]!r} twice")
         for row in reader:
             if None in row or None in row.values():
                 raise InputError(f"{name}: line {reader.line_num}: expected as many cells as the first line has")
@@ -169,13 +197,11 @@ def _csv_lines(text: str, name: str) -> Iterator[tuple[int, Mapping[str, Any]]]:
 def _cell(name: str, cell: str) -> Any:
     """What `neutral` made of a text, undone; of the columns that hold no text, their value."""
     if name == "value":
-        try:
-            return float(cell) if cell.strip() else None
-        except ValueError:
-            return cell
+        plain = cell.strip()
+        return None if not plain else float(plain) if NUMBER.fullmatch(plain) else cell
     if name == "skip":
         return {"": None, "true": True, "false": False, "1": True, "0": False}.get(cell.strip().lower(), cell)
-    return cell[1:] if cell[:1] == "'" and cell[1:].startswith(FORMULA) else cell
+    return cell[1:] if cell[:1] == "'" and cell.lstrip("'").startswith(FORMULA) else cell
 
 
 def _answer(line: int, row: Mapping[str, Any]) -> Row:
@@ -186,6 +212,16 @@ def _answer(line: int, row: Mapping[str, Any]) -> Row:
         raise ValueError(f"skip: expected true or false, got {skip!r:.40}")
     if failed not in (None, "") and not isinstance(failed, str):
         raise ValueError(f"failed: expected a reason, got {failed!r:.40}")
+    status, reason = row.get("status"), row.get("reason")
+    if status not in (None, "", "label", "skip", "failed"):
+        raise ValueError(f"status: expected label, skip or failed, got {status!r:.40}")
+    if status == "failed" and not failed:
+        if not isinstance(reason, str) or not reason:
+            raise ValueError(f"reason: expected why it failed, got {reason!r:.40}")
+        failed = reason
+    skip = skip or status == "skip"
+    if skip and failed:
+        raise ValueError("expected skip or failed, got both")
     if skip or failed:
         if row.get("value") is not None:
             raise ValueError(f"value: expected none where it was skipped or failed, got {row['value']!r:.40}")

@@ -64,7 +64,7 @@ def load_task(config: RunConfig, *, rewarded: bool = True) -> Task:
     if noise is None:
         noise = base.noise_std if base is not None and config.reward is None else 0.0
     truth = function if config.free else None
-    compare = _compare(config, truth, columns)
+    compare = _compare(config, truth, columns, rewarded)
     return Task(
         name=config.task or "own",
         model=config.model or str(_bundled(base).model_path),
@@ -92,13 +92,16 @@ def _reward(
 
 
 def _compare(
-    config: RunConfig, truth: RewardFunction | None, columns: Mapping[str, Sequence[Any]]
+    config: RunConfig, truth: RewardFunction | None, columns: Mapping[str, Sequence[Any]], rewarded: bool
 ) -> CompareFunction | None:
-    """The user's comparisons, or such as the true reward would lead to; None where labels are rewards."""
+    """The user's comparisons, or such as the true reward would lead to; None where labels are rewards, or where nothing
+    has to give any."""
     if config.feedback == "scalar":
         return None
     if config.compare is not None:
         return load_compare(config.compare, columns)
+    if truth is None and not rewarded:
+        return None
     if truth is None:
         raise InputError("compare: expected a function, or a free reward to simulate it: set compare or reward_free")
     return NoisyComparison(truth, config.scale, config.seed)

@@ -151,3 +151,72 @@ def test_only_labels_may_be_detached_and_others_wait_for_their_turn() -> None:
         ledger.claim(k, rater="ann")
         ledger.settle_in_doubt("drop")
         assert (ledger.counts.failed, ledger.counts.waiting) == (1, 4)
+
+
+def test_a_claim_is_taken_back_once(tmp_path: Path) -> None:
+    with begun(tmp_path) as ledger:
+        (claim,) = ledger.claim(asked(ledger, ITEMS[:1]), rater="ann")
+        with pytest.raises(InputError, match="expected each once"):
+            ledger.release([claim, claim])
+        ledger.release([claim])
+        with pytest.raises(InputError, match="waits for an answer, got released"):
+            ledger.release([claim])
+        with pytest.raises(InputError, match="released"):
+            ledger.reply([claim], [1.0])
+        rows = list(ledger.export())
+    with begun(tmp_path) as again:
+        assert list(again.export()) == rows
+
+
+def test_counts_add_up_whatever_becomes_of_claims_and_so_they_do_after_a_restart(tmp_path: Path) -> None:
+    """A random history, counted slowly from the claims after every step; the replay ends with the last answers."""
+    rng = np.random.default_rng(3)
+    values = [None, Failed("broke"), Failed("never sent", charged=False), 0.5, 1.5, -2.0]
+    paid = {"label": True, "skip": True, "released": False, None: True}
+    free: set[str] = set()
+    with begun(tmp_path) as ledger:
+        for step in range(120):
+            if step % 10 == 0:
+                asked(ledger, tuple(LabelItem(int(rng.integers(2)), f"{step} {i}") for i in range(6)))
+            waiting = ledger.waiting()
+            item = waiting[int(rng.integers(len(waiting)))]
+            answered = [c for c, status, _ in ledger.purchases() if status in ("label", "skip", "failed")]
+            value: Any = values[int(rng.integers(len(values)))]
+            if answered and step % 5 == 4:
+                claim = answered[int(rng.integers(len(answered)))]
+                ledger.revise(claim, value)
+            elif item.claim is None:
+                ledger.claim(item.request, rater="ann" if step % 2 else "bob", positions=[item.position])
+                continue
+            elif step % 7 == 0:
+                ledger.release([item.claim])
+                continue
+            else:
+                claim = item.claim
+                told(ledger, item.request, (claim,), [value])
+            free.discard(claim.key)
+            if isinstance(value, Failed) and not value.charged:
+                free.add(claim.key)
+            rows = [(c, status) for c, status, _ in ledger.purchases()]
+            slow = sum(paid.get(status, c.key not in free) for c, status in rows)
+            counts = ledger.counts
+            statuses = [status for _, status in rows]
+            assert counts.charged == slow == sum(ledger.charged_by_rater().values())
+            assert counts.charged == counts.labels + counts.skips + counts.failed - counts.free + counts.waiting
+            assert (counts.labels, counts.skips) == (statuses.count("label"), statuses.count("skip"))
+            assert (counts.failed, counts.free) == (statuses.count("failed"), len(free))
+            assert counts.waiting == statuses.count(None)
+        assert min(counts.labels, counts.skips, counts.failed, counts.free, counts.waiting) > 0
+        whole, counts = list(ledger.export()), ledger.counts
+    with begun(tmp_path) as again:
+        assert (list(again.export()), again.counts) == (whole, counts)
+        last = {
+            c.response: (status, value) for c, status, value in again.purchases() if status not in (None, "released")
+        }
+        replayed = {
+            label.response: (label.status, label.value)
+            for entry in again.replay()
+            if isinstance(entry.event, Labelled)
+            for label in entry.event.labels
+        }
+        assert replayed == last

@@ -16,6 +16,9 @@ from spannerlm.ledger.history import DRAWS
 from spannerlm.ledger.journal import DATABASE, Journal
 from spannerlm.ledger.shards import Shard, checked_bytes
 
+CONFIGURATION = "config.yaml"
+"""What a run directory has beside the ledger that nothing else tells."""
+
 
 @dataclass(frozen=True)
 class Verification:
@@ -61,7 +64,7 @@ def verify(directory: Path) -> Verification:
 
 
 def back_up(journal: Journal, directory: Path, file: Path) -> None:
-    """Write rows and shards into one SQLite file, replaced in one step. Raises LedgerError."""
+    """Write rows, shards and the configuration into one SQLite file, replaced in one step. Raises LedgerError."""
     temporary = file.with_name(file.name + ".tmp")
     temporary.unlink(missing_ok=True)
     try:
@@ -71,6 +74,9 @@ def back_up(journal: Journal, directory: Path, file: Path) -> None:
             target.execute("CREATE TABLE shard (name TEXT PRIMARY KEY, data BLOB NOT NULL)")
             for shard in _shards(journal):
                 target.execute("INSERT INTO shard VALUES (?, ?)", (shard.name, checked_bytes(directory / DRAWS, shard)))
+            target.execute("CREATE TABLE configuration (data BLOB NOT NULL)")
+            if (directory / CONFIGURATION).exists():
+                target.execute("INSERT INTO configuration VALUES (?)", ((directory / CONFIGURATION).read_bytes(),))
         os.replace(temporary, file)
         sync_folder(file.absolute().parent)
     except (OSError, sqlite3.Error) as error:
@@ -94,6 +100,10 @@ def restore(file: Path, directory: Path) -> None:
                     raise LedgerCorruptError(f"{file}: {name!r} is not the name of a shard")
                 durable_write(directory / DRAWS / name, data)
             source.execute("DROP TABLE shard")
+            if source.execute("SELECT 1 FROM sqlite_master WHERE name = 'configuration'").fetchone():  # not in old ones
+                for (data,) in source.execute("SELECT data FROM configuration"):
+                    durable_write(directory / CONFIGURATION, data)
+                source.execute("DROP TABLE configuration")
     except sqlite3.Error as error:
         raise LedgerCorruptError(f"{file}: not a backup, or damaged ({error})") from error
     sync_folder(directory / DRAWS)

@@ -272,6 +272,8 @@ class Ledger:
                 raise InputError(
                     f"claims[{number}]: expected one that waits for an answer, got {bought.status or 'open'}"
                 )
+        if len({claim.key for claim in claims}) != len(claims):
+            raise InputError("claims: expected each once, got one twice")
         if claims:
             self._append("release", self._books.requests - 1, {"keys": [claim.key for claim in claims]})
 
