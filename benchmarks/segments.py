@@ -5,8 +5,8 @@
 Both learn from the same number of noisy labels with the same feature map (hidden states in 32 dimensions, and
 log-probability and length) at the same beta: `directed` on whole replies, `multi-turn-spanner` on segments. Then both
 answer the held-out prompts: whole replies with n draws of which one is kept, segments with n draws at each step, both
-by the largest key; that costs about the same tokens, which are counted. True rewards without noise; means over seeds with
-Student's interval, and the paired difference.
+by the largest key; that costs about the same tokens, which are counted. True rewards without noise; means over seeds
+with Student's interval, and the paired difference.
 """
 
 from __future__ import annotations
