@@ -10,13 +10,17 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: run test lint bench mutation clean
+.PHONY: run test soak lint bench mutation clean
 
 run: $(INSTALLED)
 	$(BIN)/spannerlm run
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest -n 2
+
+# The long loops of the fault tests in full: 220 random kills.
+soak: $(INSTALLED)
+	SPANNERLM_SOAK=1 $(BIN)/python -m pytest -n 2 tests/test_kills.py tests/ledger/test_crashes.py tests/faults tests/test_full_disk.py
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -32,7 +32,7 @@ def begun(tmp_path_factory):
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout == (
-        "4 questions; 8 labels of the budget are left, in queries.jsonl\n"
+        "4 questions in queries.jsonl; labels left of the budget: 8\n"
         "`spannerlm tell run queries.jsonl` takes the answers, once each value is filled in\n"
     )
     return folder
@@ -117,7 +117,7 @@ def test_each_worker_has_questions_of_his_own_and_the_terminal_shows_them(at):
     assert "\x1b" not in out
     assert [line.split()[0] for line in out.splitlines()[1:3]] == ["prompt", "response"]
     assert out.splitlines()[0].split()[1] == "ann"
-    assert out.endswith("1 questions; 7 labels of the budget are left\n")
+    assert out.endswith("1 question; labels left of the budget: 7\n")
     name = out.split()[0]
     assert name not in {row["id"] for row in read("queries.jsonl")}
 
@@ -186,6 +186,11 @@ def test_ones_own_model_and_prompts_need_no_reward_and_columns_come_along(call, 
     rows = [{"prompt": prompt, "device": prompt.split()[1]} for prompt in task.train_prompts[:4]]
     write("prompts.csv", rows)
     (tmp_path / "own.yaml").write_text(OWN.format(model=task.model_path))
+    (tmp_path / "own.py").write_text("print('noise on standard output')\ndef score(prompts, completions): return [0.0]")
+    status, out, err = call(
+        "ask", "noisy", "own.yaml", "--set", "reward=own.py:score", "--set=feedback=scalar", "--json"
+    )
+    assert (status, len(json.loads(out)["queries"]), "noise" in err) == (0, 1, True), err
     status, out, err = call("ask", "run", "own.yaml", "-n", 3, "--overlap", 2, "--worker", "ann", "--json")
     assert status == 0, err
     queries = json.loads(out)["queries"]
@@ -219,7 +224,7 @@ def test_what_is_told_is_learned_and_sampled_from(at):
     before = export()
     status, out, _ = at("tell", "run", labels)  # the same again
     assert (status, export()) == (0, before)
-    assert out == "4 told; 3 labels in all, 0 questions are open\n8 labels of the budget are left\n"
+    assert out == "4 told; labels so far: 3; open questions: 0\nlabels left of the budget: 8\n"
     status, out, err = at("sample", "run", "--prompt", rows[0]["prompt"], "-n", 2, "--json")
     assert status == 0, err
     assert len(json.loads(out)["samples"][0]["responses"]) == 2
@@ -310,7 +315,7 @@ def test_the_run_ends_with_its_budget_and_says_so(at):
         rows = [{"id": row["id"], "value": len(row["response"])} for row in queries]
         assert at("tell", "run", write(f"{name}.jsonl", rows))[0] == 0
     status, out, _ = at("ask", "run", "-n", 4, "--out", "none.jsonl")
-    assert (status, out) == (0, "0 questions; 0 labels of the budget are left (labels spent)\n")
+    assert (status, out) == (0, "0 questions; labels left of the budget: 0 (labels spent)\n")
     assert not os.path.exists("none.jsonl")
 
 
@@ -345,7 +350,7 @@ def test_labels_that_one_has_are_added_once_and_cost_nothing(at):
         assert [claim.response for claim, status, _ in ledger.purchases() if status == "label"] == ODD  # to the byte
         assert (ledger.counts.labels, ledger.counts.charged) == (0, 4)
     status, out, _ = at("add", "run", "known.jsonl")
-    assert out == f"0 labels added, {len(ODD)} in all; the budget is as it was\n"
+    assert out == f"labels added: 0, in all {len(ODD)}; the budget is as it was\n"
     assert at("sample", "run", "--prompt", rows[0]["prompt"])[0] == 0
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,8 @@ from typing import Any
 import pytest
 
 SCRIPT = Path(__file__).with_name("kills.py")
+KILLS = {"table": 200, "model": 20} if os.environ.get("SPANNERLM_SOAK") else {"table": 50, "model": 5}
+"""Runs that are killed at a random time; in `make soak` as many as RELIABILITY asks for."""
 
 
 def killed_runs(kind: str, kills: int, folder: Path) -> tuple[list[dict[str, Any]], int]:
@@ -22,7 +25,7 @@ def killed_runs(kind: str, kills: int, folder: Path) -> tuple[list[dict[str, Any
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("kind", "kills"), [("table", 50), ("model", 5)])
+@pytest.mark.parametrize(("kind", "kills"), KILLS.items())
 def test_every_killed_run_resumes_to_the_undisturbed_ledger(kind: str, kills: int, tmp_path: Path) -> None:
     runs, rows = killed_runs(kind, kills, tmp_path)
     assert len(runs) == kills

@@ -64,7 +64,7 @@ def ask(
     `spannerlm tell` takes the answers. A new run has as its budget the configuration's labels; its reward, if any, is
     not used. Asking again before an answer came gives the same questions.
     """
-    with boundary(as_json):
+    with boundary(as_json), reserved_stdout(as_json) as console:
         from spannerlm.files import durable_write
         from spannerlm.labelfiles import format_of, written
 
@@ -86,20 +86,20 @@ def ask(
             ]
             reason, counts = run.reason, run.counts
             left = run.spec.labels - counts.charged
+        asked = f"{len(rows)} question{'' if len(rows) == 1 else 's'}"
         if out is not None and form is not None and rows:
             durable_write(out, written(rows, form))
-        with reserved_stdout(as_json) as console:
-            if as_json:
-                print_json(console, {"directory": str(directory), "queries": rows, "left": left, "reason": reason})
-            elif out is None:
-                print_lines(console, [line for row in rows for line in _shown(row)])
-                print_lines(console, [_summary(len(rows), left, reason)])
-            else:
-                place = f", in {out}" if rows else ""
-                print_lines(console, [_summary(len(rows), left, reason) + place])
-                if rows:
-                    again = shlex.join(["spannerlm", "tell", str(directory), str(out)])
-                    print_lines(console, [f"`{again}` takes the answers, once each value is filled in"])
+        if as_json:
+            print_json(console, {"directory": str(directory), "queries": rows, "left": left, "reason": reason})
+        elif out is None:
+            print_lines(console, [line for row in rows for line in _shown(row)])
+            print_lines(console, [f"{asked}; {_left(left, reason)}"])
+        else:
+            place = f" in {out}" if rows else ""
+            print_lines(console, [f"{asked}{place}; {_left(left, reason)}"])
+            if rows:
+                again = shlex.join(["spannerlm", "tell", str(directory), str(out)])
+                print_lines(console, [f"`{again}` takes the answers, once each value is filled in"])
 
 
 def tell(
@@ -113,7 +113,7 @@ def tell(
     What became of a question that has no value: skip: true, or failed: a reason. The policy is learned again at once:
     `spannerlm sample` draws from it. The same file again changes nothing.
     """
-    with boundary(as_json):
+    with boundary(as_json), reserved_stdout(as_json) as console:
         from spannerlm.asking import Run
         from spannerlm.labelfiles import answers, raise_problems
         from spannerlm.records import Failed
@@ -128,14 +128,12 @@ def tell(
             run.tell_all(told, revise=revise)
             run.save()
             counts, reason, left = run.counts, run.reason, run.spec.labels - run.counts.charged
-        with reserved_stdout(as_json) as console:
-            found = {"told": len(rows), "labels": counts.labels, "waiting": counts.waiting, "left": left}
-            if as_json:
-                print_json(console, {"directory": str(directory), **found, "reason": reason})
-            else:
-                lines = [f"{len(rows)} told; {counts.labels} labels in all, {counts.waiting} questions are open"]
-                lines.append(_summary(None, left, reason))
-                print_lines(console, lines)
+        found = {"told": len(rows), "labels": counts.labels, "waiting": counts.waiting, "left": left}
+        if as_json:
+            print_json(console, {"directory": str(directory), **found, "reason": reason})
+        else:
+            lines = [f"{len(rows)} told; labels so far: {counts.labels}; open questions: {counts.waiting}"]
+            print_lines(console, [*lines, _left(left, reason)])
 
 
 def add(directory: Place, file: File, as_json: Json = False) -> None:
@@ -143,7 +141,7 @@ def add(directory: Place, file: File, as_json: Json = False) -> None:
 
     They are learned from, never asked for, and no part of the budget. All of the file is taken, or nothing.
     """
-    with boundary(as_json):
+    with boundary(as_json), reserved_stdout(as_json) as console:
         from spannerlm.asking import Run
         from spannerlm.labelfiles import given
 
@@ -154,11 +152,10 @@ def add(directory: Place, file: File, as_json: Json = False) -> None:
             new = _added(run, rows, str(file))
             run.save()
             total = run.counts.given
-        with reserved_stdout(as_json) as console:
-            if as_json:
-                print_json(console, {"directory": str(directory), "added": new, "given": total})
-            else:
-                print_lines(console, [f"{new} labels added, {total} in all; the budget is as it was"])
+        if as_json:
+            print_json(console, {"directory": str(directory), "added": new, "given": total})
+        else:
+            print_lines(console, [f"labels added: {new}, in all {total}; the budget is as it was"])
 
 
 def _added(run: Run, rows: Sequence[GivenRow], name: str) -> int:
@@ -269,6 +266,5 @@ def _shown(row: dict[str, Any]) -> list[str]:
     return lines + ([f"  opponent  {row['opponent']}"] if "opponent" in row else [])
 
 
-def _summary(asked: int | None, left: int, reason: str) -> str:
-    head = "" if asked is None else f"{asked} questions; "
-    return f"{head}{left} labels of the budget are left" + (f" ({reason})" if reason else "")
+def _left(left: int, reason: str) -> str:
+    return f"labels left of the budget: {max(left, 0)}" + (f" ({reason})" if reason else "")

@@ -79,6 +79,7 @@ class Run:
         self._lock = threading.RLock()  # the ledger and the state; held for milliseconds
         self._deciding = threading.Lock()  # one decision or generation at a time; held for as long as it takes
         self._keys: dict[str, str] = {}
+        self._stale = False  # whether answers were revised that the state does not know of
         self._driver = self._folded()
         self._settle()
 
@@ -225,7 +226,10 @@ class Run:
                 with self._lock:
                     if len(self._unclaimed()) >= n or not self._affords():
                         return grown
-                    state, k = self._driver.state, self._ledger.next_request
+                    state, k, cut_off = self._driver.state, self._ledger.next_request, self._ledger.unfinished()
+                if cut_off is not None and isinstance(cut_off[1], DrawRequest):
+                    self._draw(cut_off[0], cut_off[1])  # the draws failed, or could not be written: once more
+                    continue
                 request = self._explorer.decide(state, rng=np.random.default_rng([self._settings.seed, k]))
                 if isinstance(request, StopRequest):
                     self._driver.reason = request.reason
@@ -309,6 +313,8 @@ class Run:
         if not items:
             return 0
         with self._deciding, self._lock:  # the model serves one at a time
+            self._release_given()
+            self._tell_explorer()
             self._check_given(items, replies, rater)
             features = self._given_features(items)
             k = self._ledger.next_request
@@ -441,9 +447,13 @@ class Run:
         unfinished = self._ledger.unfinished()
         if unfinished is not None and isinstance(unfinished[1], DrawRequest):
             self._draw(unfinished[0], unfinished[1])
-        given = [claim for claim, status, _ in self._ledger.purchases() if status is None]
-        self._ledger.release([claim for claim in given if self._purpose(claim) == GIVEN])
+        self._release_given()
         self._tell_explorer()
+
+    def _release_given(self) -> None:
+        """Take back what was being added when it was cut off."""
+        rows = [claim for claim, status, _ in self._ledger.purchases() if status is None]
+        self._ledger.release([claim for claim in rows if self._purpose(claim) == GIVEN])
 
     def _draw(self, k: int, request: DrawRequest) -> None:
         drawn = self._driver.generate(k, request)  # without the lock: this takes long
@@ -467,18 +477,19 @@ class Run:
             for problem in self.check(answers, revise=revise).values():
                 raise InputError(f"{problem}; nothing of this batch was recorded")
             rows = [(*self._ledger.claim_by_key(self._key(name)), answer) for name, answer in answers.items()]
-            late = [(self._ledger.reopen(claim.key)[1], a) for claim, status, _, a in rows if status == "released"]
-            fresh = [(claim, a) for claim, status, _, a in rows if status is None] + late
-            self._ledger.reply([claim for claim, _ in fresh], [a for _, a in fresh])
             revised = [
                 (claim, a)
                 for claim, status, value, a in rows
                 if status not in (None, "released") and not self._same(status, value, a)
             ]
+            self._stale = self._stale or bool(revised) or any(status == "released" for _, status, _, _ in rows)
+            late = [(self._ledger.reopen(claim.key)[1], a) for claim, status, _, a in rows if status == "released"]
+            fresh = [(claim, a) for claim, status, _, a in rows if status is None] + late
+            self._ledger.reply([claim for claim, _ in fresh], [a for _, a in fresh])
             for claim, answer in revised:
                 self._ledger.revise(claim, answer)
-            if revised or late:  # what was learned from the former answers has to be learned again
-                self._driver = self._folded()
+            if self._stale:  # what was learned from the former answers has to be learned again
+                self._driver, self._stale = self._folded(), False
             self._tell_explorer()
 
     def _problem(self, name: str, answer: float | Failed | None, revise: bool) -> str:
