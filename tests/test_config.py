@@ -90,7 +90,7 @@ def test_a_file_and_overrides_in_their_order(tmp_path):
             "compare: c.py:f",
             "run.yaml:1: compare: without a bundled task, expected model, prompts and reward, got no mo",
         ),
-        ("compare: x.py", "run.yaml:1: compare: expected path/to/file.py:function, got 'x.py' (text)"),
+        ("compare: x.py", "run.yaml:1: compare: expected path/to/file.py:function or package.module:function, got"),
         ("feedback: pairs", "run.yaml:1: feedback: expected scalar or comparison, got 'pairs' (text)"),
         ("scale: 0", "run.yaml:1: scale: expected a number above 0, got 0 (a whole number)"),
         (
@@ -106,7 +106,7 @@ def test_a_file_and_overrides_in_their_order(tmp_path):
             "model: m\nprompts: p.txt\nfeedback: comparison\ncompare: c.py:f\neval_labels: 3",
             "run.yaml:5: eval_labels: expected a reward beside compare, because comparisons do not tell how good a",
         ),
-        ("reward: x.py", "run.yaml:1: reward: expected path/to/file.py:function, got 'x.py' (text)"),
+        ("reward: x.py", "run.yaml:1: reward: expected path/to/file.py:function or package.module:function, got"),
         ("task: helpdesk\nreward: x.py:f\nreward_noise: 1", "run.yaml:3: reward_noise: expected no noise for a reward"),
         (
             "generation:\n  dtype: float3",

@@ -127,6 +127,7 @@ ORDER = [
     "asking",
     "measures",
     "fields",
+    "sourcing",
     "config",
     "inputs",
     "tasks",

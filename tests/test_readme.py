@@ -16,6 +16,9 @@ from pathlib import Path
 
 import pytest
 
+from spannerlm import sourcing
+from spannerlm.config import load_config
+
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 CORNERS = r"\n```(\w*)\n(.*?)```\n(?:\n```\n(.*?)```)?"
@@ -58,6 +61,22 @@ def test_python_examples_run_and_print_what_is_shown(code: str, shown: str, fold
     assert printed
     if shown:
         assert printed == shown
+
+
+def test_the_sources_that_are_shown_are_read(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each line as the reward of the configuration that is shown; the judge may wait for its server."""
+    monkeypatch.setenv("KEY", "secret")
+    base = blocks("file: my.yaml")[0][0]
+    lines = blocks("sources")[0][0].splitlines()
+    kinds = set()
+    for line in lines:
+        (folder / "other.yaml").write_text(re.sub(r"reward: .*", "", base) + line + "\n")
+        config = load_config(folder / "other.yaml")
+        assert config.reward is not None
+        assert not isinstance(config.reward, str)
+        sourcing.build(config.reward, "reward", folder)
+        kinds.add(config.reward.kind)
+    assert kinds == {"numeric", "function", "judge"}
 
 
 @pytest.mark.slow

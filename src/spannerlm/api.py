@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from spannerlm.backends import backend
+from spannerlm.backends import load
 from spannerlm.backends.conversation import ConversationOracle, User
 from spannerlm.backends.oracle import ModelOracle
 from spannerlm.environments import TabularEnvironment, TokenEnvironment
@@ -111,7 +111,7 @@ def explore(
     if prompts is None or model is None or source is None:
         raise InputError(f"expected an environment, or prompts=, model= and {wanted}= for a real model")
     _check_steps(chosen, segments, turns, beta, kl)
-    loaded = loaded_model(model, dict(generation or {}))
+    loaded = loaded_model(model, generation or {}, run_dir)
     phi = feature_map(features, getattr(loaded, "hidden_size", None))
     oracle = _oracle(loaded, prompts, phi, segments, horizon, turns)
     probs = np.full(len(prompts), 1.0 / len(prompts))
@@ -186,19 +186,9 @@ def _oracle(
     return oracle
 
 
-def loaded_model(model: Any, options: dict[str, Any]) -> Any:
+def loaded_model(model: Any, options: Mapping[str, Any], folder: Path | str | None = None) -> Any:
     """The back end of a hub id or path, or ``model`` itself where it is one already."""
-    if not isinstance(model, str):
-        return model
-    try:
-        return backend("huggingface").load(model, **options)
-    except TypeError as error:
-        unknown = str(error).rpartition("argument ")[2]
-        known = (
-            "max_new_tokens, stop, batch_size, prefix_cache, chat_template, system, device, dtype, revision, "
-            "trust_remote_code"
-        )
-        raise InputError(f"generation: expected some of {known}, got {unknown}") from error
+    return load(model, options, None if folder is None else Path(folder)) if isinstance(model, str) else model
 
 
 def _explore_environment(

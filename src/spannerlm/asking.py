@@ -141,7 +141,7 @@ class Run:
         else:
             if prompts is None or model is None:
                 raise InputError("expected prompts= and model=, or env=, for a run that is new")
-            found = loaded_model(model, dict(generation or {}))
+            found = loaded_model(model, generation or {}, folder)
             phi = feature_map(features, getattr(found, "hidden_size", None))
             oracle, dim, fresh = ModelOracle(found, prompts, phi), phi.dim, False
             probs = np.full(len(prompts), 1.0 / len(prompts))
@@ -184,7 +184,7 @@ class Run:
             spec = Spec(prompt_probs=probs, **known)
 
             def load() -> ModelOracle:
-                found = loaded_model(source, about["options"])
+                found = loaded_model(source, about["options"], folder)
                 return ModelOracle(found, ledger.prompts, feature_map(phi, getattr(found, "hidden_size", None)))
 
             explorer = explorer_by_name(meta["explorer"], meta["settings"])

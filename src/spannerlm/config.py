@@ -19,6 +19,7 @@ from spannerlm import bundled, fields
 from spannerlm.errors import ConfigError
 from spannerlm.fields import LARGEST_COUNT, Count, File, Positive
 from spannerlm.settings import Key, Settings, dump, show
+from spannerlm.sourcing import KINDS, AnySource, Price
 
 OWN = ("model", "prompts", "reward", "compare")
 """What a task of the user's own consists of; ``compare`` may take the place of ``reward``."""
@@ -46,6 +47,24 @@ class Generation(_Section):
     """Whether Python code that comes with the model may run."""
     revision: str | None = None
     """Branch, tag or commit on the hub."""
+
+
+class Server(_Section):
+    """Where ``model`` is served, if it is not loaded here: any OpenAI-compatible server (docs/SERVERS.md)."""
+
+    url: Annotated[str, Field(min_length=1)] | None = None
+    """Such as http://127.0.0.1:8000/v1; None: the model is loaded here."""
+    api: Literal["auto", "completions", "chat"] = "auto"
+    key_env: str | None = None
+    """Environment variable with the API key; None: no key."""
+    concurrency: Annotated[int, Field(ge=1, le=1000)] = 8
+    """Requests under way at once, at most."""
+    per_request: Annotated[int, Field(ge=1, le=1000)] = 8
+    """Draws of a prompt asked for in one request, where the server gives several."""
+    timeout_s: Positive = 120.0
+    """Seconds for one request."""
+    price: Price = (0.0, 0.0)
+    """Price of 1,000 tokens, of prompt and completion."""
 
 
 class Evaluation(_Section):
@@ -103,16 +122,18 @@ class RunConfig(_Section):
     heldout_fraction: Annotated[float, Field(gt=0, lt=1, allow_inf_nan=False)] = 0.2
     """Share of ``prompts`` that is set apart where there is no ``heldout`` file."""
     prompt_column: str = "prompt"
-    reward: Annotated[str | None, BeforeValidator(fields.function)] = None
-    """``path/to/file.py:function``, with the signature that TRL users know."""
+    reward: AnySource | None = None
+    """``path/to/file.py:function``, with the signature that TRL users know; or a mapping with its ``kind``: function
+    (in a process of its own, with a time limit), exact, regex, numeric, math, judge (`spannerlm.sourcing`)."""
     reward_free: bool | None = None
     """True: the reward costs nothing and always gives the same, so that values are measured by it."""
     reward_noise: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
     """Noise added to the labels of a free reward (standard deviation); None: the bundled task's, else 0."""
     feedback: Literal["scalar", "comparison"] = "scalar"
     """What a label is: the reward of one response, or which of two responses of a prompt is preferred."""
-    compare: Annotated[str | None, BeforeValidator(fields.function)] = None
-    """``path/to/file.py:function`` that compares two responses; None: comparisons are simulated by a free reward."""
+    compare: AnySource | None = None
+    """``path/to/file.py:function`` that compares two responses, or a mapping of kind function or judge; None:
+    comparisons are simulated by a free reward."""
     scale: Positive = 1.0
     """s of comparisons, in reward units: y is preferred to y' with probability sigmoid((r - r') / s)."""
     explorer: str = "directed"
@@ -138,6 +159,7 @@ class RunConfig(_Section):
     max_prompts: Count = 128
     """Prompts that are explored at most."""
     generation: Generation = Generation()
+    server: Server = Server()
     evaluation: Evaluation = Evaluation()
     coverage: Coverage = Coverage()
 
@@ -165,6 +187,16 @@ class RunConfig(_Section):
             return bool(self.reward_free)
         bundled = self.task is not None and self.reward_free is not False
         return bundled and (self.compare is None or bool(self.reward_free))  # whose comparisons are not the task's own
+
+
+SECTIONS: dict[Key, type[BaseModel]] = {
+    (): RunConfig,
+    ("generation",): Generation,
+    ("server",): Server,
+    ("evaluation",): Evaluation,
+    ("coverage",): Coverage,
+}
+"""Key -> what may be set below it."""
 
 
 def load_config(
@@ -202,6 +234,10 @@ def dump_config(config: RunConfig) -> str:
     tested = data["coverage"]["features"]
     several = {"models": list(data["coverage"]["models"]), "features": None if tested is None else list(tested)}
     plain["coverage"] = {**data["coverage"], **several}
+    plain["server"] = {**data["server"], "price": list(data["server"]["price"])}
+    for key in ("reward", "compare"):
+        if isinstance(data[key], dict) and "price" in data[key]:
+            plain[key] = {**data[key], "price": list(data[key]["price"])}
     return dump(plain)
 
 
@@ -211,12 +247,18 @@ def _rooted(data: dict[Any, Any], folder: Path) -> dict[Any, Any]:
     def rooted(key: object, value: object) -> object:
         if not isinstance(value, str) or not value.isprintable() or not value or value.startswith("~"):
             return value
-        if key in ("prompts", "heldout", "reward", "compare", "parts"):
+        if key in ("prompts", "heldout"):
             return str(folder / value)
+        if key in ("reward", "compare", "parts"):
+            return value if fields.in_module(value) else str(folder / value)
         local = key == "model" and (value.startswith(".") or (folder / value).is_dir())
         return str(folder / value) if local else value
 
     found = {key: rooted(key, value) for key, value in data.items()}
+    for key in ("reward", "compare"):
+        source = found.get(key)
+        if isinstance(source, dict) and "function" in source:
+            found[key] = {**source, "function": rooted(key, source["function"])}
     coverage = found.get("coverage")
     if isinstance(coverage, dict):
         models, parts = coverage.get("models"), coverage.get("parts")
@@ -231,7 +273,12 @@ def _validate(settings: Settings) -> RunConfig | None:
         return RunConfig.model_validate(settings.data)
     except ValidationError as error:
         found = error.errors(include_url=False)
-    settings.problems += [f"{settings.place(item['loc'])}: {_sentence(dict(item))}" for item in found]
+    for item in found:
+        loc, sections = item["loc"], dict(SECTIONS)
+        if loc[0] in ("reward", "compare") and loc[1:2]:  # behind the key stands the kind, which is no key
+            sections[loc[:1]] = KINDS.get(str(loc[1]), RunConfig)
+            loc = (*loc[:1], *loc[2:])
+        settings.problems.append(f"{settings.place(loc)}: {_sentence({**item, 'loc': loc}, sections)}")
     return None
 
 
@@ -254,11 +301,17 @@ _EXPECTED = {
 """Kind of pydantic's error -> what was expected."""
 
 
-def _sentence(item: Mapping[str, Any]) -> str:
+def _sentence(item: Mapping[str, Any], sections: Mapping[Key, type[BaseModel]]) -> str:
     """What was expected, what came, and the nearest valid word."""
     kind, value, context = item["type"], item["input"], item.get("ctx", {})
     if kind == "extra_forbidden":
-        return _unknown_key(item["loc"])
+        return _unknown_key(item["loc"], sections)
+    if kind == "union_tag_invalid" or kind == "union_tag_not_found":
+        given = value.get("kind") if isinstance(value, Mapping) else value
+        what = f"path/to/file.py:function, or a mapping whose kind is {', '.join(KINDS)}"
+        return f"expected {what}, got {show(given)}{_near(given, KINDS)}"
+    if kind == "missing":
+        return "expected a value, got none"
     if kind == "invalid_key":
         return f"expected a key that is text, got {show(value)}"
     if kind == "value_error":
@@ -271,14 +324,11 @@ def _sentence(item: Mapping[str, Any]) -> str:
     return f"expected {expected}, got {show(value)}"
 
 
-def _unknown_key(key: Key) -> str:
+def _unknown_key(key: Key, sections: Mapping[Key, type[BaseModel]]) -> str:
     """The nearest valid key of the section, or the section that has one of this name, or all keys."""
-    sections: dict[Key, list[str]] = {(): list(RunConfig.model_fields)}
-    parts: dict[str, type[BaseModel]] = {"generation": Generation, "evaluation": Evaluation, "coverage": Coverage}
-    sections |= {(name,): list(part.model_fields) for name, part in parts.items()}
-    names = sections[key[:-1]]
-    for section, others in sections.items():
-        if key[-1] in others:
+    names = list(sections[key[:-1]].model_fields)
+    for section, model in sections.items():
+        if key[-1] in model.model_fields and section != key[:-1]:
             return f"unknown key here; did you mean '{'.'.join(map(str, (*section, key[-1])))}'?"
     return f"unknown key{_near(key[-1], names) or '; expected one of ' + ', '.join(names)}"
 

@@ -40,13 +40,19 @@ def model(value: object) -> object:
 
 
 def function(value: object) -> object:
-    """``/absolute/path.py:function``."""
+    """``/absolute/path.py:function``, or ``package.module:function`` as it is."""
     if not isinstance(value, str):
         return value
     file, _, name = value.rpartition(":")
     if not file or not name.isidentifier() or not file.isprintable():
-        raise ValueError("expected path/to/file.py:function")
-    return f"{path(file)}:{name}"
+        raise ValueError("expected path/to/file.py:function or package.module:function")
+    return value if in_module(value) else f"{path(file)}:{name}"
+
+
+def in_module(reference: str) -> bool:
+    """Whether a function is named by a module that can be imported, not by its file."""
+    place = reference.rpartition(":")[0]
+    return not place.endswith(".py") and all(part.isidentifier() for part in place.split("."))
 
 
 def device(value: object) -> object:

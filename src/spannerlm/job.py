@@ -12,6 +12,7 @@ import platform
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from dataclasses import asdict
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -33,6 +34,7 @@ from spannerlm.progress import Progress
 from spannerlm.records import Spec
 from spannerlm.report import write_report
 from spannerlm.run import Driver, Stopwatch, explorer_meta, spec_meta
+from spannerlm.sourcing import identity
 from spannerlm.summary import KLS, summarise
 from spannerlm.tasks import Task, load_model, load_task, model_options
 from spannerlm.tilted import save_policy
@@ -109,12 +111,12 @@ class Job:
     def run(self) -> dict[str, Any]:
         """The report: everything bought is on disk before it returns."""
         config = self.config
-        task = load_task(config)
+        task = load_task(config, self.directory)
         explorer = build_explorer(config)
         self._claim_directory()
         self._tell("load the model")
         with self.stopwatch.part("load"):
-            model = load_model(config, task)
+            model = load_model(config, task, self.directory)
             phi = feature_map(task.features, getattr(model, "hidden_size", None))
         oracle = ModelOracle(model, task.prompts, phi)
         spec = spec_of(config, task, phi)
@@ -135,7 +137,7 @@ class Job:
             run.stopwatch, run.observe = self.stopwatch, self._observe
             measured = self._explore(run, task)
             run.stop()
-            return self._finish(run, task, phi, measured)
+            return self._finish(run, task, model, phi, measured)
 
     def _claim_directory(self) -> None:
         """Make the directory and write what was configured; `InputError` where somebody else's configuration lies."""
@@ -193,13 +195,14 @@ class Job:
         with self.stopwatch.part("reward"):
             return measure_truth(pool, task.truth, task.prompts, task.columns)
 
-    def _finish(self, run: Driver, task: Task, phi: FeatureMap, measured: Measured) -> dict[str, Any]:
+    def _finish(self, run: Driver, task: Task, model: Any, phi: FeatureMap, measured: Measured) -> dict[str, Any]:
         self._tell("compare with random labels", run)
         report = summarise(run, task, self.config, measured)
         beta = float(getattr(run.explorer.policy(run.state), "beta", float("nan")))
         about = {**self._meta(task, phi), **self._reach(run, measured, beta)}
         save_policy(self.directory, run.explorer.policy(run.state).theta, beta, about)
-        report["warnings"] = self.warnings
+        report["usage"] = bills(task, model)
+        report["warnings"] = [*self.warnings, *getattr(model, "warnings", ())]
         self._tell("write the report", run)
         report["timings"] = {**self.stopwatch.seconds, "total": time.perf_counter() - self.started}
         report["versions"] = versions()
@@ -258,11 +261,18 @@ class Job:
         self.observer(progress)
 
 
+def bills(task: Task, model: Any) -> dict[str, Any]:
+    """What servers were asked for, by who stands behind them: requests, tokens, cost."""
+    behind = {"the judge of rewards": task.reward, "the judge of pairs": task.compare, "the model": model}
+    used = {name: getattr(one, "usage", None) for name, one in behind.items()}
+    return {name: asdict(usage) for name, usage in used.items() if usage is not None}
+
+
 def fingerprint(config: RunConfig) -> str | None:
-    """Hex sha256 of the files that hold the user's reward and comparison; None for bundled ones."""
-    references = [reference for reference in (config.reward, config.compare) if reference is not None]
-    files = dict.fromkeys(reference.rpartition(":")[0] for reference in references)
-    return hashlib.sha256(b"".join(Path(file).read_bytes() for file in files)).hexdigest() if files else None
+    """Hex sha256 of the files, or settings, of the user's reward and comparison; None for bundled ones."""
+    sources = [source for source in (config.reward, config.compare) if source is not None]
+    parts = dict.fromkeys(identity(source) for source in sources)
+    return hashlib.sha256(b"".join(parts)).hexdigest() if parts else None
 
 
 def build_explorer(config: RunConfig) -> Explorer:

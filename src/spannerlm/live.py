@@ -22,7 +22,7 @@ from rich.table import Table
 from rich.text import Text
 
 from spannerlm.progress import Progress
-from spannerlm.wording import count, few, interval, number, recommendation, seconds, share, short, visible
+from spannerlm.wording import bill, count, few, interval, number, recommendation, seconds, share, short, visible
 
 REFRESHES = 2
 """Refreshes a second: enough to look alive, and at some two milliseconds each less than half a percent of a core."""
@@ -200,6 +200,7 @@ def _findings(report: Mapping[str, Any]) -> list[str]:
     """Recommended KL, estimates from labels, and whether the features explain the reward."""
     lines = [recommendation(report)]
     lines += [f"{row.get('name')}: {interval(row)}, {row.get('note')}." for row in report.get("estimates") or ()]
+    lines += [f"Requests to {name}: {bill(paid)}." for name, paid in (report.get("usage") or {}).items()]
     reading = (report.get("fit") or {}).get("reading")
     lines.append(f"Do the features explain this reward? {reading[:1].upper()}{reading[1:]}." if reading else "")
     return [line for line in lines if line]

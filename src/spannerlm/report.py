@@ -141,4 +141,5 @@ def cost_rows(report: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("failed", "labels that failed", False),
         ("rebought", "labels asked for a second time, perhaps paid twice", False),
     )
-    return [(label, wording.count(counts.get(key))) for key, label, always in kinds if always or counts.get(key)]
+    rows = [(label, wording.count(counts.get(key))) for key, label, always in kinds if always or counts.get(key)]
+    return rows + [(f"requests to {name}", wording.bill(paid)) for name, paid in (report.get("usage") or {}).items()]

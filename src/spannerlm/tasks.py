@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
-from spannerlm import bundled
-from spannerlm.backends import backend
+from spannerlm import bundled, sourcing
+from spannerlm.backends import load
 from spannerlm.config import RunConfig
 from spannerlm.errors import InputError
 from spannerlm.inputs import load_compare, load_reward, read_prompts
@@ -18,6 +18,9 @@ from spannerlm.rewards import CompareFunction, NoisyComparison, NoisyReward, Rew
 
 DEFAULT_FEATURES = "hidden"
 """Where neither the configuration nor a bundled task says which: mean hidden state of the last layer."""
+
+SERVED_FEATURES = "ngrams"
+"""The same for a model behind a server, which shows no hidden states."""
 
 
 @dataclass(frozen=True)
@@ -51,20 +54,21 @@ class Task:
         return self.train + self.heldout
 
 
-def load_task(config: RunConfig, *, rewarded: bool = True) -> Task:
+def load_task(config: RunConfig, directory: Path | None = None, *, rewarded: bool = True) -> Task:
     """The bundled task or the user's own, prompts split and the reward loaded. No draws, no labels.
 
-    ``rewarded``: whether something must give labels; `InputError` where it must and nothing does.
+    ``directory``: of the run, where a judge keeps what it was paid for. ``rewarded``: whether something must give
+    labels; `InputError` where it must and nothing does.
     """
     base = bundled.load(config.task) if config.task is not None else None
     train, heldout, columns = _prompts(config, base)
     unrewarded = not rewarded and base is None and config.reward is None
-    function = None if unrewarded else _reward(config, base, columns)
+    function = None if unrewarded else _reward(config, base, columns, directory)
     noise = config.reward_noise
     if noise is None:
         noise = base.noise_std if base is not None and config.reward is None else 0.0
     truth = function if config.free else None
-    compare = _compare(config, truth, columns, rewarded)
+    compare = _compare(config, truth, columns, rewarded, directory)
     return Task(
         name=config.task or "own",
         model=config.model or str(_bundled(base).model_path),
@@ -76,30 +80,48 @@ def load_task(config: RunConfig, *, rewarded: bool = True) -> Task:
         compare=compare,
         truth=truth,
         reward_name=_reward_name(config, noise),
-        features=config.features or (list(base.features) if base is not None else DEFAULT_FEATURES),
+        features=config.features or _features(config, base),
         max_new_tokens=config.generation.max_new_tokens or (base.max_new_tokens if base is not None else None),
         stop=config.generation.stop or (base.stop if base is not None else ()),
     )
 
 
+def _features(config: RunConfig, base: bundled.BundledTask | None) -> Any:
+    """The bundled task's own; where a server hides the hidden states, the text alone."""
+    if config.server.url is not None:
+        return SERVED_FEATURES
+    return list(base.features) if base is not None else DEFAULT_FEATURES
+
+
 def _reward(
-    config: RunConfig, base: bundled.BundledTask | None, columns: Mapping[str, Sequence[Any]]
+    config: RunConfig,
+    base: bundled.BundledTask | None,
+    columns: Mapping[str, Sequence[Any]],
+    directory: Path | None,
 ) -> RewardFunction | None:
     """The user's reward or the bundled one; None where the user compares and has no reward beside it."""
     if config.reward is not None:
-        return load_reward(config.reward, columns)
+        if isinstance(config.reward, str):
+            return load_reward(config.reward, columns)
+        return cast(RewardFunction, sourcing.build(config.reward, "reward", directory))
     return None if config.compare is not None and not config.free else _bundled(base).reward
 
 
 def _compare(
-    config: RunConfig, truth: RewardFunction | None, columns: Mapping[str, Sequence[Any]], rewarded: bool
+    config: RunConfig,
+    truth: RewardFunction | None,
+    columns: Mapping[str, Sequence[Any]],
+    rewarded: bool,
+    directory: Path | None,
 ) -> CompareFunction | None:
     """The user's comparisons, or such as the true reward would lead to; None where labels are rewards, or where nothing
     has to give any."""
     if config.feedback == "scalar":
         return None
     if config.compare is not None:
-        return load_compare(config.compare, columns)
+        if isinstance(config.compare, str):
+            return load_compare(config.compare, columns)
+        return cast(CompareFunction, sourcing.build(config.compare, "compare", directory))
     if truth is None and not rewarded:
         return None
     if truth is None:
@@ -109,9 +131,12 @@ def _compare(
 
 def _reward_name(config: RunConfig, noise: float) -> str:
     """Where labels come from, for a report."""
+    own = None if config.reward is None else sourcing.describe(config.reward)
     if config.feedback == "scalar":
-        return config.reward or f"{config.task}, label noise {noise:g}"
-    return config.compare or f"{config.reward or config.task}, comparisons at s = {config.scale:g}"
+        return own or f"{config.task}, label noise {noise:g}"
+    if config.compare is not None:
+        return sourcing.describe(config.compare)
+    return f"{own or config.task}, comparisons at s = {config.scale:g}"
 
 
 def _bundled(base: bundled.BundledTask | None) -> bundled.BundledTask:
@@ -145,20 +170,26 @@ def _prompts(config: RunConfig, base: bundled.BundledTask | None) -> Split:
 
 def model_options(config: RunConfig, task: Task) -> dict[str, Any]:
     """Keyword arguments of the back end's ``load``."""
-    generation = config.generation
+    generation, server = config.generation, config.server
+    common = {
+        "system": generation.system_prompt,
+        "max_new_tokens": task.max_new_tokens,
+        "stop": list(task.stop),
+    }
+    if server.url is not None:
+        named = server.model_dump(exclude={"url", "price"})
+        return {"base_url": server.url, **named, "price": list(server.price), **common}  # as JSON has it
     return {
         "device": generation.device,
         "dtype": generation.dtype,
         "revision": generation.revision,
         "trust_remote_code": generation.trust_remote_code,
         "chat_template": generation.chat_template,
-        "system": generation.system_prompt,
-        "max_new_tokens": task.max_new_tokens,
-        "stop": list(task.stop),
         "batch_size": generation.batch_size,
+        **common,
     }
 
 
-def load_model(config: RunConfig, task: Task) -> Any:
-    """The loaded back end."""
-    return backend("huggingface").load(task.model, **model_options(config, task))
+def load_model(config: RunConfig, task: Task, directory: Path | None = None) -> Any:
+    """The loaded back end. ``directory``: of the run, where draws of a server are kept until the ledger has them."""
+    return load(task.model, model_options(config, task), directory)

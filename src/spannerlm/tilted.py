@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 from scipy.special import gammainccinv
 
-from spannerlm.backends import backend
+from spannerlm.backends import load
 from spannerlm.backends.conversation import ConversationOracle, User
 from spannerlm.backends.oracle import ModelOracle, TextModel
 from spannerlm.errors import InputError
@@ -163,7 +163,7 @@ def load_policy(
             raise InputError(f"{directory}: this policy was learned on no real model: pass model= to sample from it")
         name = about["model"]
         local = directory / name
-        model = backend("huggingface").load(str(local.resolve()) if local.exists() else name, **about["options"])
+        model = load(str(local.resolve()) if local.exists() else name, about["options"])
     if features is None:
         features = about.get("features")
     if features is None:

@@ -203,6 +203,13 @@ def recommendation(report: Row) -> str:
     return text
 
 
+def bill(usage: Row) -> str:
+    """``1,200, 52,000 + 9,100 tokens, cost 0.41``: requests to a server, and what they came to."""
+    tokens = f"{count(usage.get('prompt_tokens'))} + {count(usage.get('completion_tokens'))} tokens"
+    cost = number(usage.get("cost"))
+    return f"{count(usage.get('requests'))}, {tokens}" + (f", cost {few(cost)}" if cost > 0 else "")
+
+
 def last_certificate(report: Row) -> Row:
     """The last certificate that the run issued; an empty row where there is none."""
     issued = [row["certificate"] for row in report.get("history") or () if row.get("certificate")]

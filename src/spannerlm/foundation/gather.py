@@ -30,6 +30,8 @@ from spannerlm.stepwise import rolled
 
 CANDIDATES: tuple[Any, ...] = ("hidden", "before-eos", "ngrams", "logprob-length")
 """Feature maps that are tested unless told otherwise: hidden states two ways, the text, and how sure and long it is."""
+SERVED: tuple[Any, ...] = ("ngrams",)
+"""The same for a model behind a server."""
 TOLD = LogprobLength()
 """Drawn beside every map: it brings log-probabilities and lengths."""
 
@@ -128,13 +130,17 @@ def gather(
     is not free; with ``steps``, for which it must be, the segments of `steps_by_rollouts` on top, a draw each. With
     ``directory`` the ledger stays there, and the same call goes on where it was cut off.
     """
-    maps = maps_under_test(features, getattr(model, "hidden_size", None))
-    oracle = ModelOracle(model, prompts, Concatenation((*maps.values(), TOLD)))
+    width = getattr(model, "hidden_size", None)
+    maps = maps_under_test(features, width)
+    beside = () if width is None else (TOLD,)  # a server need not tell log-probabilities
+    if steps is not None and not beside:
+        raise InputError("segments: expected a model that is loaded here, got one behind a server: leave segments out")
+    oracle = ModelOracle(model, prompts, Concatenation((*maps.values(), *beside)))
     bounds = list(accumulate((phi.dim for phi in maps.values()), initial=0))
     slices = {name: slice(*ends) for name, ends in zip(maps, pairwise(bounds), strict=True)}
     described = {**(about or {}), "maps": list(maps)}
     found, labels, counts = _drawn(oracle, source, draws, seed, directory, described, in_doubt, observe)
-    told = [d.features[:, -TOLD.dim :] * TOLD.typical for d in found]
+    told = [d.features[:, -TOLD.dim :] * TOLD.typical for d in found] if beside else None
     observe(Progress("grade the draws", counts.eval_draws, counts.eval_labels, source.labels))
     pool = Pool(
         prompts=tuple(prompts),
@@ -144,8 +150,8 @@ def gather(
         noise_std=source.noise_std,
         parts={name: graded(part, found, prompts, source) for name, part in source.parts.items()},
         labels=labels,
-        logprobs=tuple(row[:, 0] for row in told),
-        tokens=tuple(np.rint(row[:, 1]).astype(np.int64) for row in told),
+        logprobs=None if told is None else tuple(row[:, 0] for row in told),
+        tokens=None if told is None else tuple(np.rint(row[:, 1]).astype(np.int64) for row in told),
     )
     if steps is None:
         return Gathered(pool, counts, declined(pool))

@@ -12,13 +12,13 @@ from typing import Any, Literal
 
 from spannerlm import bundled
 from spannerlm.api import DEFAULT_KL
-from spannerlm.backends import backend
+from spannerlm.backends import load
 from spannerlm.config import RunConfig, dump_config
 from spannerlm.environments import TabularEnvironment
 from spannerlm.errors import InputError
 from spannerlm.files import durable_write, make_folder, sync_folder
 from spannerlm.foundation.document import Question, Subject, document
-from spannerlm.foundation.gather import CANDIDATES, Gathered, Observer, Source, StepPlan, gather, gather_table
+from spannerlm.foundation.gather import CANDIDATES, SERVED, Gathered, Observer, Source, StepPlan, gather, gather_table
 from spannerlm.foundation.page import write_page
 from spannerlm.foundation.past import gather_run
 from spannerlm.inputs import load_reward
@@ -139,12 +139,13 @@ def coverage_report(
     _check_source(source, segments)
     folder = None if out is None else Path(out)
     options = dict(generation or {})
-    tested = CANDIDATES if features is None else features
+    standard = SERVED if "base_url" in options else CANDIDATES
+    tested = standard if features is None else features
     subjects = []
     for name, other in named.items():
-        loaded = backend("huggingface").load(other, **options) if isinstance(other, str) else other
-        about = {"model": other if isinstance(other, str) else None, "options": options}
         place = None if folder is None else folder / MODELS / _slug(name)
+        loaded = load(other, options, place) if isinstance(other, str) else other
+        about = {"model": other if isinstance(other, str) else None, "options": options}
         seen = gather(
             loaded,
             prompts,
@@ -176,7 +177,7 @@ def coverage_job(
     asked = config.coverage
     models = asked.models or ((config.model,) if config.model is not None else ())
     first = config.model_copy(update={"model": models[0] if models else None})
-    task = load_task(first, rewarded=False)
+    task = load_task(first, directory, rewarded=False)
     own = config.reward is not None
     base = bundled.load(config.task) if config.task is not None and not own else None
     prompts = task.train[: asked.max_prompts]
@@ -197,7 +198,8 @@ def coverage_job(
     subjects = []
     for name, place in _names(models or (task.model,)).items():
         observer(Progress(f"{name}: load the model", 0, 0, source.labels))
-        loaded = backend("huggingface").load(place, **options)
+        folder = directory / MODELS / _slug(name)
+        loaded = load(place, options, folder)
         found = gather(
             loaded,
             prompts,
@@ -205,7 +207,7 @@ def coverage_job(
             features=_tested(config, task.features),
             draws=asked.draws,
             seed=config.seed,
-            directory=directory / MODELS / _slug(name),
+            directory=folder,
             about={"model": place, "options": options},
             in_doubt=in_doubt,
             steps=None if segments is None else StepPlan(segments, config.kl),
@@ -270,7 +272,8 @@ def _tested(config: RunConfig, own: Any) -> tuple[Any, ...]:
     if config.coverage.features is not None:
         return config.coverage.features
     single = own[0] if isinstance(own, list) and len(own) == 1 else own
-    return CANDIDATES if single in CANDIDATES else (*CANDIDATES, single)
+    candidates = CANDIDATES if config.server.url is None else SERVED
+    return candidates if single in candidates else (*candidates, single)
 
 
 def _names(models: Sequence[str]) -> dict[str, str]:
