@@ -169,6 +169,23 @@ def test_who_was_turned_away_is_in_doubt_again_once_sent_again() -> None:
         assert not turned_away(sent)
 
 
+def test_who_was_turned_away_is_not_dropped_with_those_in_doubt() -> None:
+    """Nothing was charged for them: they stay open, and are asked again when the run is taken up."""
+    with opened() as ledger:
+        claims = claimed(ledger, 2)
+        with pytest.raises(RewardError, match="turned away"):
+            Script({"0": [Later(1e6, "busy")], "1": [Unknown("cut", b"x")]}).buyer(ledger).buy(claims)
+        assert (ledger.counts.in_doubt, ledger.counts.away, ledger.counts.charged) == (1, 1, 2)
+        assert [claim.key for claim in ledger.in_doubt()] == [claims[1].key]
+        ledger.settle_in_doubt("drop")
+        away, dropped = ledger.claim(claims[0].request)
+        assert turned_away(away)
+        assert away.to_buy
+        assert dropped.label is not None
+        assert dropped.label.status == "failed"
+        assert (ledger.counts.in_doubt, ledger.counts.failed, ledger.counts.away) == (0, 1, 1)
+
+
 def test_an_answer_ends_a_row_of_failures() -> None:
     source = Script({})
     with opened() as ledger:

@@ -58,6 +58,8 @@ class Counts:
     """Claims whose source broke, or that were dropped while in doubt."""
     in_doubt: int = 0
     """Claims without a reply so far: perhaps charged."""
+    away: int = 0
+    """Claims that the source turned away, uncharged, and that will be asked again."""
     waiting: int = 0
     """Claims of people and others who answer in their own time, without a reply so far."""
     given: int = 0
@@ -73,7 +75,7 @@ class Counts:
     def charged(self) -> int:
         """Claims that count against the label budget: to learn and to evaluate, answered, declined, failed or open."""
         answered = self.labels + self.eval_labels + self.skips + self.failed - self.free
-        return answered + self.in_doubt + self.waiting
+        return answered + self.in_doubt + self.away + self.waiting
 
 
 @dataclass(slots=True)
@@ -185,7 +187,8 @@ class Books:
         """What was spent up to here."""
         out = [bought for bought in self.unanswered.values() if bought.purpose != "given"]
         waiting = sum(map(self.is_detached, out))
-        return Counts(in_doubt=len(out) - waiting, waiting=waiting, **self.tally)
+        away = sum(bought.not_before > 0.0 for bought in out if not self.is_detached(bought))
+        return Counts(in_doubt=len(out) - waiting - away, away=away, waiting=waiting, **self.tally)
 
     def is_detached(self, bought: Purchase) -> bool:
         """Whether the claim is of an open request whose answers come in their own time."""

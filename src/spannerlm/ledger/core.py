@@ -419,19 +419,23 @@ class Ledger:
         self._append("rejected", self._books.requests - 1, {"keys": keys, "raw": raw.hex(), "why": why})
 
     def in_doubt(self) -> tuple[Claim, ...]:
-        """Return the claims without a reply: after a crash, or a time-out, nobody knows whether they were charged."""
+        """Return the claims without a reply: after a crash, or a time-out, nobody knows whether they were charged.
+
+        Those that were turned away last are in no doubt: they were not charged, and are asked again.
+        """
         return tuple(
             claim_of(asked, i, doubt=True)
             for asked in self._books.asked.values()
             for i, bought in (() if asked.detached else asked.lines.items())
-            if bought.status is None and asked.buys(i)
+            if bought.status is None and asked.buys(i) and not bought.not_before
         )
 
     def settle_in_doubt(self, how: Literal["rebuy", "drop"]) -> None:
         """Let claims in doubt be sent once more (perhaps charged twice), or record them as failed, charge kept."""
         if how not in ("rebuy", "drop"):
             raise InputError(f"expected 'rebuy' or 'drop', got {how!r}")
-        keys = [key for key, bought in self._books.unanswered.items() if not self._books.is_detached(bought)]
+        open_ = self._books.unanswered.items()
+        keys = [key for key, bought in open_ if not (self._books.is_detached(bought) or bought.not_before)]
         if keys and how == "rebuy":
             self._append("rebuy", self._books.requests - 1, {"keys": keys})
         elif keys:
