@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 SCRIPT = Path(__file__).with_name("kills.py")
-KILLS = {"table": 200, "model": 20} if os.environ.get("SPANNERLM_SOAK") else {"table": 50, "model": 5}
+KILLS = {"table": 200, "model": 20} if os.environ.get("SPANNERLM_SOAK") else {"table": 50, "model": 3}
 """Runs that are killed at a random time; in `make soak` as many as RELIABILITY asks for."""
 
 
