@@ -49,6 +49,10 @@ def test_a_file_and_overrides_in_their_order(tmp_path):
     ("text", "message"),
     [
         ("labls: 3", "run.yaml:1: labls: unknown key; did you mean 'labels'?"),
+        (
+            "explorer: passive\ntarget_regret: 0.1",
+            "run.yaml:2: target_regret: expected none for explorer passive, which predicts no regret, got 0.1",
+        ),
         ("# x\nkl: -1", "run.yaml:2: kl: expected a number above 0, got -1 (a whole number)"),
         ("kl: .inf", "run.yaml:1: kl: expected a finite number, got inf (a number)"),
         ("kl: .nan", "run.yaml:1: kl: expected a finite number, got nan (a number)"),

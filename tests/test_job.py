@@ -254,6 +254,16 @@ def test_a_broken_reward_is_named_and_nothing_is_lost(tmp_path: Path) -> None:
     assert report["counts"]["labels"] == 40
 
 
+def test_a_run_ends_at_its_target(tmp_path: Path) -> None:
+    """One predicted regret is far above what there is to gain, and met at once; the other is never met."""
+    settings = [*SMALL, "baselines=false", "evaluation.draws=16", "labels=60"]
+    early = run_job(load_config(None, [*settings, "target_regret=50"]), tmp_path / "early")
+    late = run_job(load_config(None, [*settings, "target_regret=0.000001"]), tmp_path / "late")
+    assert (early["counts"]["labels"], late["counts"]["labels"]) == (40, 60)  # 40: twice the random beginning
+    assert early["reason"] == "predicted regret below 50"
+    assert late["reason"] == "labels spent"
+
+
 def test_one_prompt_is_enough_to_run(tmp_path: Path) -> None:
     report = run_job(load_config(None, [*own_task(tmp_path, prompts=1), "labels=6"]), tmp_path / "run")
     assert report["table"] == []  # no prompt is left to hold out

@@ -241,6 +241,7 @@ def _made(directory: Path, path: Path | None, settings: Sequence[str], overlap: 
         kl=None if config.beta is not None else config.kl,
         feedback=config.feedback,
         scale=config.scale,
+        target_regret=config.target_regret,
         columns={name: list(values[:train]) for name, values in task.columns.items()},
         generation=model_options(config, task),
     )

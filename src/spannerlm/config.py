@@ -143,6 +143,8 @@ class RunConfig(_Section):
     """Reward labels that may be bought in all, those to evaluate included."""
     eval_labels: Annotated[int, Field(ge=0, le=LARGEST_COUNT)] = 0
     """How many of ``labels`` are kept to measure the value of the learned policy."""
+    target_regret: Positive | None = None
+    """Predicted regret, in reward units, well below which ``directed`` ends before its labels are spent; None: never."""
     draws: Count | None = None
     """Base draws that may be spent in all; None: as many as the run finds useful."""
     batch: Count = 10
@@ -359,6 +361,11 @@ def _contradictions(config: RunConfig, settings: Settings, rewarded: bool) -> It
             f"bought from the same budget, got {config.eval_labels}"
         )
     yield from _feedback_contradictions(config, settings)
+    if config.target_regret is not None and config.explorer != "directed":
+        yield (
+            f"{settings.place(('target_regret',))}: expected none for explorer {config.explorer}, which predicts no "
+            f"regret, got {config.target_regret}; leave it out, or set explorer to directed"
+        )
     if config.reward_noise is not None and not config.free:
         yield (
             f"{settings.place(('reward_noise',))}: expected no noise for a reward that is not declared free, got "

@@ -301,6 +301,7 @@ def spec_of(config: RunConfig, task: Task, phi: FeatureMap) -> Spec:
         kl=None if config.beta is not None else config.kl,
         feedback=config.feedback,
         scale=config.scale,
+        target_regret=config.target_regret,
     )
 
 
