@@ -22,6 +22,7 @@ ORDER = [
     "wording",
     "settings",
     "files",
+    "http",
     "linalg",
     "oracle",
     "features",

@@ -144,7 +144,7 @@ class RunConfig(_Section):
     eval_labels: Annotated[int, Field(ge=0, le=LARGEST_COUNT)] = 0
     """How many of ``labels`` are kept to measure the value of the learned policy."""
     target_regret: Positive | None = None
-    """Predicted regret, in reward units, well below which ``directed`` ends before its labels are spent; None: never."""
+    """Predicted regret, in reward units, well below which ``directed`` ends before its budget; None: never."""
     draws: Count | None = None
     """Base draws that may be spent in all; None: as many as the run finds useful."""
     batch: Count = 10

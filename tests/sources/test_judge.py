@@ -11,10 +11,10 @@ import pytest
 from referees import Referee
 
 from spannerlm.errors import InputError, LedgerError
+from spannerlm.http import Usage, seconds_until
 from spannerlm.records import Later, Unknown
 from spannerlm.rewards import Raised, ask_comparison, ask_reward
 from spannerlm.sources.judge import Judge, PairJudge, RubricJudge
-from spannerlm.sources.server import Usage, seconds_until
 
 URL = "http://127.0.0.1:1/v1"
 

@@ -6,10 +6,7 @@ or in a later one. What did not come is named by what is known of it (RELIABILIT
 
 from __future__ import annotations
 
-import datetime
-import email.utils
 import json
-import math
 import os
 import threading
 import time
@@ -17,9 +14,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
 from spannerlm.errors import InputError, LedgerError
+from spannerlm.http import RETRY_S, Usage, api_key, checked_price, checked_seconds, checked_url, hidden, seconds_until
 from spannerlm.records import Later, Unknown
 from spannerlm.rewards import Raised
 
@@ -28,21 +25,6 @@ if TYPE_CHECKING:
 
 LARGEST_REPLY = 1 << 20
 """Bytes of one reply that are read at most."""
-RETRY_S = 1.0
-"""When to come back where the server does not say."""
-HIDDEN = b"***"
-
-
-@dataclass(frozen=True)
-class Usage:
-    """What a judge has cost so far, the journal's earlier processes included."""
-
-    requests: int = 0
-    """Replies that came, whatever they said."""
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-    cost: float = 0.0
-    """In the currency of the price; tokens that a server did not count are not in it."""
 
 
 @dataclass(frozen=True)
@@ -77,13 +59,7 @@ class Journal:
                 file.truncate(len(whole) + 1 if whole else 0)
 
     def _enter(self, row: Mapping[str, Any]) -> None:
-        was = self.usage
-        self.usage = Usage(
-            was.requests + 1,
-            was.prompt_tokens + int(row["prompt_tokens"]),
-            was.completion_tokens + int(row["completion_tokens"]),
-            was.cost + float(row["cost"]),
-        )
+        self.usage = self.usage.plus(int(row["prompt_tokens"]), int(row["completion_tokens"]), float(row["cost"]))
         if row["content"] is not None:
             self._replies[row["key"]] = Replied(row["content"])
 
@@ -120,31 +96,17 @@ class Server:
     ) -> None:
         """``key_env``: the environment variable with the API key; None: no key. ``price``: per 1,000 prompt and
         completion tokens. Raises `InputError` where the URL holds a secret, the variable is empty, or httpx missing."""
-        parts = urlsplit(base_url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise InputError(f"base_url: expected http://... or https://..., got {base_url!r}")
-        if parts.username is not None or parts.password is not None or parts.query:
-            raise InputError("base_url: expected no password and no query in it, got one: put the key into key_env")
-        if isinstance(timeout_s, bool) or not 0.0 < timeout_s < math.inf:
-            raise InputError(f"timeout_s: expected a positive number of seconds, got {timeout_s!r}")
-        if len(price) != 2 or not all(0.0 <= part < math.inf for part in price):
-            raise InputError(f"price: expected two prices per 1,000 tokens, prompt and completion, got {price!r}")
+        self._url = checked_url(base_url) + "/chat/completions"
+        self._timeout_s, self._price = checked_seconds(timeout_s), checked_price(price)
         try:
             import httpx
         except ImportError as error:
             raise InputError("judge: expected the package httpx, found none: pip install 'spannerlm[serve]'") from error
-        self._url, self._model, self._key_env = base_url.rstrip("/") + "/chat/completions", model, key_env
-        self._timeout_s, self._price, self.journal = timeout_s, price, journal
-        self._key()
+        self._model, self._key_env, self.journal = model, key_env, journal
+        api_key(key_env)
         # A kept connection may be closed by the server just as it is used again: an outcome in doubt for nothing.
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=0)
         self._client = httpx.Client(timeout=timeout_s, limits=limits)
-
-    def _key(self) -> str:
-        key = "" if self._key_env is None else os.environ.get(self._key_env, "").strip()
-        if self._key_env is not None and not key:
-            raise InputError(f"{self._key_env}: expected the API key in this environment variable, found none")
-        return key
 
     def close(self) -> None:
         """Close the connections."""
@@ -159,7 +121,7 @@ class Server:
             return known
         import httpx
 
-        secret = self._key()
+        secret = api_key(self._key_env)
         headers = {"Idempotency-Key": key, "Content-Type": "application/json", "Accept-Encoding": "identity"}
         headers |= {"Authorization": f"Bearer {secret}"} if secret else {}
         data = json.dumps({"model": self._model, **body}).encode("ascii")
@@ -172,8 +134,8 @@ class Server:
             return Later(RETRY_S, f"no connection to the judge ({type(error).__name__})")
         except httpx.HTTPError as error:
             why = f"the judge's reply was cut off ({type(error).__name__}: {error})"
-            return Unknown(_hidden(why.encode(), secret).decode(), _hidden(bytes(received), secret))
-        raw = _hidden(bytes(received), secret)
+            return Unknown(hidden(why.encode(), secret).decode(), hidden(bytes(received), secret))
+        raw = hidden(bytes(received), secret)
         if status == 429 or (status == 503 and after is not None):
             return Later(seconds_until(after), f"the judge answered {status}")
         if 300 <= status < 500:
@@ -215,25 +177,3 @@ def _parsed(raw: bytes) -> tuple[str | None, tuple[int, int]]:
     except (ValueError, TypeError, LookupError, AttributeError, RecursionError):
         return None, (0, 0)
     return (content if isinstance(content, str) else None), tokens
-
-
-def _hidden(data: bytes, secret: str) -> bytes:
-    """The bytes without the key, should a server repeat it."""
-    return data.replace(secret.encode(), HIDDEN) if secret else data
-
-
-def seconds_until(after: str | None) -> float:
-    """Seconds that a Retry-After header asks for: a number, or a date."""
-    if after is None:
-        return RETRY_S
-    try:
-        seconds = float(after)
-        return seconds if 0.0 <= seconds < math.inf else RETRY_S
-    except ValueError:
-        pass
-    try:
-        when = email.utils.parsedate_to_datetime(after)
-    except ValueError:
-        return RETRY_S
-    now = datetime.datetime.now(datetime.UTC)
-    return max(0.0, (when if when.tzinfo else when.replace(tzinfo=datetime.UTC)).timestamp() - now.timestamp())
