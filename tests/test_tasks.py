@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from spannerlm.config import load_config
+from spannerlm.config import dump_config, load_config
 from spannerlm.errors import InputError
 from spannerlm.rewards import NoisyComparison, NoisyReward, call_comparison, call_reward, is_pure
 from spannerlm.tasks import load_task, model_options
@@ -115,3 +115,17 @@ def test_the_users_comparison_needs_no_reward(tmp_path: Path) -> None:
     assert beside.truth is None
     bundled = load_task(load_config(None, ["task=helpdesk", *own[2:]]))
     assert (bundled.reward, bundled.truth) == (None, None)
+
+
+def test_a_model_behind_a_server_is_told_where_and_how_and_nothing_of_this_machine(tmp_path: Path) -> None:
+    settings = [*files(tmp_path), "model=served-name", "server.url=http://127.0.0.1:8000/v1", "server.price=[1, 2.5]"]
+    config = load_config(None, [*settings, "generation.max_new_tokens=9", "generation.stop=[x]"])
+    task = load_task(config)
+    options = model_options(config, task)
+    assert task.features == "ngrams"
+    assert (options["base_url"], options["price"]) == ("http://127.0.0.1:8000/v1", [1.0, 2.5])
+    assert (options["max_new_tokens"], options["stop"]) == (9, ["x"])
+    assert not {"device", "dtype", "trust_remote_code"} & set(options)
+    (tmp_path / "again.yaml").write_text(dump_config(config))
+    assert load_config(tmp_path / "again.yaml") == config
+    assert load_task(load_config(None, [*settings, "features=hidden"])).features == "hidden"  # refused by the model
