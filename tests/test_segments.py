@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from spannerlm.errors import InputError
-from spannerlm.segments import LIMIT, Segments, segments
+from spannerlm.segments import LIMIT, Segments, cut_at_stop, segments
 
 
 def first_end(rule: Segments, text: str) -> str:
@@ -96,3 +96,9 @@ def test_until_and_ends_exclude_each_other() -> None:
         Segments(until="line", ends=str.isspace)
     with pytest.raises(InputError, match="expected a function"):
         Segments(ends="line")  # type: ignore[arg-type]
+
+
+def test_cutting_takes_the_earliest_stop_string():
+    assert cut_at_stop("one. two! three", ("!", "."), keep=False) == "one"
+    assert cut_at_stop("one. two! three", ("!", "."), keep=True) == "one."
+    assert cut_at_stop("one", ("!",), keep=True) == "one"

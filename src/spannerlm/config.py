@@ -63,6 +63,8 @@ class Server(_Section):
     """Draws of a prompt asked for in one request, where the server gives several."""
     timeout_s: Positive = 120.0
     """Seconds for one request."""
+    retries: Annotated[int, Field(ge=0, le=100)] = 6
+    """How often a request that failed is sent again."""
     price: Price = (0.0, 0.0)
     """Price of 1,000 tokens, of prompt and completion."""
 

@@ -19,7 +19,7 @@ from typing import Any, ClassVar, Literal, Protocol, cast
 import numpy as np
 from scipy.special import ndtri
 
-from spannerlm.errors import InputError
+from spannerlm.errors import InputError, ModelError
 from spannerlm.records import FloatArray, Generated, IntArray
 
 Pooling = Literal["mean", "before-eos"]
@@ -164,7 +164,12 @@ class LogprobLength:
             raise InputError(f"features: expected a positive number for typical, got {self.typical!r}")
 
     def __call__(self, batch: Generated) -> FloatArray:
-        """[n, 2] log-probability in nats and length in tokens, both over ``typical``."""
+        """[n, 2] log-probability in nats and length in tokens, both over ``typical``; ModelError where none is told."""
+        if np.isnan(batch.logprobs).any():
+            raise ModelError(
+                "features: expected log-probabilities for logprob-length, this model's server tells none: set features "
+                "to ngrams, embeddings or encoder"
+            )
         return _round(np.stack([batch.logprobs, batch.lengths], axis=1) / self.typical)
 
     def spec(self) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
@@ -98,3 +98,12 @@ def _from_text(text: str) -> Segments:
     if name in ("line", "sentence") and (not colon or number.isdecimal()):
         return Segments(int(number) if colon else LIMIT, cast(Until, name))
     raise InputError(f"segments: expected tokens ('8'), 'line' or 'sentence', with a limit ('line:64'), got {text!r}")
+
+
+def cut_at_stop(text: str, stop: Sequence[str], *, keep: bool) -> str:
+    """The text before the first stop string, or up to its end where it is kept."""
+    found = [(text.find(s), s) for s in stop if s in text]
+    if not found:
+        return text
+    start, which = min(found)
+    return text[: start + len(which)] if keep else text[:start]

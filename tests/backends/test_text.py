@@ -7,7 +7,7 @@ import pytest
 from tiny_models import HIDDEN, TEMPLATE, make, plain_logprobs, plain_states, rng, tiny_model, word_tokenizer
 
 from spannerlm.backends.huggingface import HuggingFaceModel
-from spannerlm.backends.text import TextCodec, cut_at_stop
+from spannerlm.backends.text import TextCodec
 from spannerlm.errors import ModelError
 
 transformers = pytest.importorskip("transformers")
@@ -104,9 +104,3 @@ def test_a_byte_level_model_generates_and_scores_alike():
         law = plain_logprobs(model.model, prompt + ids)[len(prompt) - 1 :]
         assert logprob == pytest.approx(sum(law[k, i] for k, i in enumerate([*ids, 0])), abs=1e-4)
         np.testing.assert_allclose(state, plain_states(model.model, prompt + ids)[-1][-1], atol=2e-5)
-
-
-def test_cutting_takes_the_earliest_stop_string():
-    assert cut_at_stop("one. two! three", ("!", "."), keep=False) == "one"
-    assert cut_at_stop("one. two! three", ("!", "."), keep=True) == "one."
-    assert cut_at_stop("one", ("!",), keep=True) == "one"

@@ -28,10 +28,10 @@ from spannerlm.backends.loading import end_ids, load_pretrained
 from spannerlm.backends.prefixes import PrefixStore
 from spannerlm.backends.scoring import score_rows
 from spannerlm.backends.spelling import Reading, Spelled, Speller
-from spannerlm.backends.text import ChatTemplate, TextCodec, cut_at_stop
+from spannerlm.backends.text import ChatTemplate, TextCodec
 from spannerlm.errors import InputError
 from spannerlm.records import Generated, IntArray
-from spannerlm.segments import Segments
+from spannerlm.segments import Segments, cut_at_stop
 
 NEW_TOKENS = 128
 """Token limit where neither the caller nor the model's generation settings name one."""

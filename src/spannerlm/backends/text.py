@@ -137,12 +137,3 @@ class TextCodec:
             if len(plain) < len(ids) and (not plain or plain[-1] != ids[-1]):
                 ids.pop()
         return ids
-
-
-def cut_at_stop(text: str, stop: tuple[str, ...], *, keep: bool) -> str:
-    """The text before the first stop string, or up to its end where it is kept."""
-    found = [(text.find(s), s) for s in stop if s in text]
-    if not found:
-        return text
-    start, which = min(found)
-    return text[: start + len(which)] if keep else text[:start]
