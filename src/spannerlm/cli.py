@@ -31,6 +31,7 @@ from spannerlm.options import Json, Quiet, examples, next_free
 from spannerlm.progress import Progress
 from spannerlm.terminal import Interrupts, boundary, kept, print_json, print_lines, reserved_stdout
 from spannerlm.web import command as label_command
+from spannerlm.web import serve_command
 
 if TYPE_CHECKING:
     from spannerlm.config import RunConfig
@@ -278,6 +279,7 @@ app.command(short_help=ask_command.ASK_HELP, epilog=ask_command.ASK_EXAMPLES)(as
 app.command(short_help=ask_command.TELL_HELP, epilog=ask_command.TELL_EXAMPLES)(ask_command.tell)
 app.command(short_help=ask_command.ADD_HELP, epilog=ask_command.ADD_EXAMPLES)(ask_command.add)
 app.command(short_help=label_command.HELP, epilog=label_command.EXAMPLES)(label_command.label)
+app.command(short_help=serve_command.HELP, epilog=serve_command.EXAMPLES)(serve_command.serve)
 app.command(short_help=command.HELP, epilog=command.EXAMPLES)(command.bench)
 
 

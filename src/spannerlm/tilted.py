@@ -23,7 +23,7 @@ from spannerlm.backends.oracle import ModelOracle, TextModel
 from spannerlm.errors import InputError
 from spannerlm.features import FeatureMap, feature_map
 from spannerlm.files import durable_write, sync_folder
-from spannerlm.oracle import TokenOracle
+from spannerlm.oracle import SamplingOracle, TokenOracle
 from spannerlm.records import FloatArray
 from spannerlm.samplers import adaptive_samples, pool_sample
 from spannerlm.segments import Segments
@@ -67,6 +67,10 @@ class TiltedPolicy:
     coverage: float | None = None
     """Largest density ratio against pi_ref that the run saw: sizes the scan of one answer. None where it saw none."""
 
+    def base(self, prompts: Sequence[str]) -> SamplingOracle:
+        """The base model's responses to these prompts."""
+        return ModelOracle(self.model, prompts, self.features)
+
     def sample(
         self, prompts: Sequence[str], n: int, *, rng: np.random.Generator, max_draws: int = 16_384
     ) -> tuple[Answer, ...]:
@@ -78,7 +82,7 @@ class TiltedPolicy:
         """
         if n < 1:
             raise InputError(f"n: expected at least one response per prompt, got {n}")
-        oracle = ModelOracle(self.model, prompts, self.features)
+        oracle = self.base(prompts)
         theta, rows = self.theta / self.beta, range(len(prompts))
         if self.coverage is None:
             scores = [lambda phi: phi @ theta] * len(prompts)
@@ -104,6 +108,11 @@ class SteppedPolicy:
     """The oracle of given prompts: model, features, and what a step is, a segment or a reply of a conversation."""
     levels: FloatArray
     """[H] largest score that the run saw at each step: a step of an answer may end where a key lies above it."""
+    model: TextModel
+
+    def base(self, prompts: Sequence[str]) -> SamplingOracle:
+        """The base model's whole responses to these prompts."""
+        return self.oracle(prompts)
 
     def sample(
         self, prompts: Sequence[str], n: int, *, rng: np.random.Generator, draws: int = 16, block: int = 4
@@ -214,7 +223,7 @@ def _stepped(
             return ConversationOracle(model, prompts, features, turns, horizon=len(theta))
         return ModelOracle(model, prompts, features, segments=step, horizon=len(theta))
 
-    return SteppedPolicy(theta, float(about["beta"]), oracle, levels)
+    return SteppedPolicy(theta, float(about["beta"]), oracle, levels, model)
 
 
 def _at_kl(about: Mapping[str, Any], kl: float) -> tuple[float, float]:

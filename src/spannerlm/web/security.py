@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hmac
+import importlib.util
 import ipaddress
 import time
 from collections.abc import Callable, Mapping
@@ -32,6 +33,8 @@ HEADERS = {
 }
 
 Scope = Mapping[str, Any]
+Refusal = Callable[[int, str], tuple[bytes, bytes]]
+"""(status, why) -> body and content type of what is refused before any route."""
 
 
 def check_bind(host: str, token: str | None) -> None:
@@ -45,6 +48,13 @@ def check_bind(host: str, token: str | None) -> None:
         raise InputError("token: expected at least 16 characters, got fewer: try `openssl rand -hex 16`")
 
 
+def check_packages(command: str) -> None:
+    """`InputError` where what serves pages is not installed."""
+    for name in ("fastapi", "uvicorn"):
+        if importlib.util.find_spec(name) is None:
+            raise InputError(f"{command}: expected the package {name}, found none: pip install 'spannerlm[serve]'")
+
+
 def is_loopback(host: str) -> bool:
     """Whether only this machine can reach it."""
     if host == "localhost":
@@ -56,7 +66,10 @@ def is_loopback(host: str) -> bool:
 
 
 class Guard:
-    """ASGI middleware. ``tokens`` maps a token to the role it gives, ``rater`` or ``owner``; empty: no token is set."""
+    """ASGI middleware. ``tokens`` maps a token to the role it gives, ``rater`` or ``owner``; empty: no token is set.
+
+    ``refusal`` words what is answered here; without ``cookies`` only the Authorization header carries a token.
+    """
 
     def __init__(
         self,
@@ -65,8 +78,12 @@ class Guard:
         hosts: frozenset[str],
         tokens: Mapping[str, str],
         clock: Callable[[], float] = time.monotonic,
+        body_limit: int = BODY_LIMIT,
+        refusal: Refusal | None = None,
+        cookies: bool = True,
     ) -> None:
         self.app, self.hosts, self.tokens, self.clock = app, hosts, dict(tokens), clock
+        self.body_limit, self.refusal, self.cookies = body_limit, refusal or _plain, cookies
         self._pace: dict[str, tuple[float, float]] = {}
 
     async def __call__(self, scope: Scope, receive: Callable[..., Any], send: Callable[..., Any]) -> None:
@@ -83,27 +100,36 @@ class Guard:
                 message = {**message, "headers": [*message.get("headers", ()), *own]}
             await send(message)
 
+        async def refuse(status: int, why: str) -> None:
+            await _answer(guarded, status, *self.refusal(status, why))
+
         refused = self._refused(scope, headers)
         if refused is not None:
-            await _answer(guarded, *refused)
+            await refuse(*refused)
             return
-        path, exchanged = scope["path"], self._exchanged(scope)
+        path, exchanged = scope["path"], self._exchanged(scope) if self.cookies else None
         if exchanged is not None:
             cookie = f"{COOKIE}={exchanged}; HttpOnly; SameSite=Strict; Path=/"
-            await _answer(guarded, 303, "", [(b"location", path.encode("latin-1")), (b"set-cookie", cookie.encode())])
+            await _answer(
+                guarded,
+                303,
+                b"",
+                b"text/plain",
+                [(b"location", path.encode("latin-1")), (b"set-cookie", cookie.encode())],
+            )
             return
         role = self._role(headers)
         if role is None and path != "/health":
-            await _answer(guarded, 401, "a token is needed: ask whoever runs this page for the whole address")
+            await refuse(401, "a token is needed: ask whoever runs this server for it")
             return
         if path.startswith("/owner") and role != "owner":
-            await _answer(guarded, 401, "this page is its owner's")
+            await refuse(401, "this page is its owner's")
             return
-        body = await _body(receive)
+        body = await _body(receive, self.body_limit)
         if body is None:
-            await _answer(guarded, 413, f"expected a body of at most {BODY_LIMIT} bytes")
+            await refuse(413, f"expected a body of at most {self.body_limit} bytes")
             return
-        await self.app(scope, _replayed(body), guarded)
+        await self.app(scope, _replayed(body, receive), guarded)
 
     def _refused(self, scope: Scope, headers: Mapping[str, str]) -> tuple[int, str] | None:
         client = (scope.get("client") or ("", 0))[0]
@@ -145,7 +171,7 @@ class Guard:
         kind, _, given = headers.get("authorization", "").partition(" ")
         known = [given.strip()] if kind.lower() == "bearer" else []
         try:
-            cookie = SimpleCookie(headers.get("cookie", "")).get(COOKIE)
+            cookie = SimpleCookie(headers.get("cookie", "") if self.cookies else "").get(COOKIE)
         except CookieError:
             cookie = None
         known += [] if cookie is None else [cookie.value]
@@ -157,13 +183,19 @@ class Guard:
         return "owner" if "owner" in roles else roles[0] if roles else None
 
 
-async def _answer(send: Any, status: int, text: str, headers: list[tuple[bytes, bytes]] | None = None) -> None:
-    kind = (b"content-type", b"text/plain; charset=utf-8")
-    await send({"type": "http.response.start", "status": status, "headers": [kind, *(headers or [])]})
-    await send({"type": "http.response.body", "body": text.encode()})
+def _plain(_: int, text: str) -> tuple[bytes, bytes]:
+    return text.encode(), b"text/plain; charset=utf-8"
 
 
-async def _body(receive: Any) -> bytes | None:
+async def _answer(
+    send: Any, status: int, body: bytes, kind: bytes, headers: list[tuple[bytes, bytes]] | None = None
+) -> None:
+    head = [(b"content-type", kind), *(headers or [])]
+    await send({"type": "http.response.start", "status": status, "headers": head})
+    await send({"type": "http.response.body", "body": body})
+
+
+async def _body(receive: Any, limit: int) -> bytes | None:
     """The whole body; None where it is too long."""
     body = b""
     while True:
@@ -172,20 +204,21 @@ async def _body(receive: Any) -> bytes | None:
             return body
         part: bytes = message.get("body", b"")
         body += part
-        if len(body) > BODY_LIMIT:
+        if len(body) > limit:
             return None
         if not message.get("more_body", False):
             return body
 
 
-def _replayed(body: bytes) -> Callable[[], Any]:
+def _replayed(body: bytes, receive: Callable[..., Any]) -> Callable[[], Any]:
+    """The body once more, and then whatever the client does."""
     sent = False
 
-    async def receive() -> dict[str, Any]:
+    async def again() -> Any:
         nonlocal sent
         if sent:
-            return {"type": "http.disconnect"}
+            return await receive()
         sent = True
         return {"type": "http.request", "body": body, "more_body": False}
 
-    return receive
+    return again
