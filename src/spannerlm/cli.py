@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.padding import Padding
 from rich.text import Text
 
-from spannerlm import ask_command
+from spannerlm import ask_command, export_command
 from spannerlm.bench import command
 from spannerlm.errors import ConfigError, InputError
 from spannerlm.foundation import command as coverage_command
@@ -279,6 +279,7 @@ app.command(short_help=ask_command.ASK_HELP, epilog=ask_command.ASK_EXAMPLES)(as
 app.command(short_help=ask_command.TELL_HELP, epilog=ask_command.TELL_EXAMPLES)(ask_command.tell)
 app.command(short_help=ask_command.ADD_HELP, epilog=ask_command.ADD_EXAMPLES)(ask_command.add)
 app.command(short_help=label_command.HELP, epilog=label_command.EXAMPLES)(label_command.label)
+app.command(short_help=export_command.HELP, epilog=export_command.EXAMPLES)(export_command.export)
 app.command(short_help=serve_command.HELP, epilog=serve_command.EXAMPLES)(serve_command.serve)
 app.command(short_help=command.HELP, epilog=command.EXAMPLES)(command.bench)
 

@@ -190,10 +190,15 @@ def load_policy(
         return _stepped(directory, about, theta, model, phi, kl, segments, turns)
     if segments is not None or turns is not None:
         raise InputError(f"{directory}: this policy was learned on whole responses: leave segments and turns out")
-    beta, coverage = about["beta"], about.get("coverage")
-    if kl is not None:
-        beta, coverage = _at_kl(about, kl)
-    return TiltedPolicy(theta, float("inf") if beta is None else float(beta), model, phi, coverage)
+    theta, beta, coverage = read_policy(directory, kl)
+    return TiltedPolicy(theta, beta, model, phi, coverage)
+
+
+def read_policy(directory: Path, kl: float | None = None) -> tuple[FloatArray, float, float | None]:
+    """(theta, beta, coverage) of the policy of a run, at another KL budget where one is given; no model is loaded."""
+    about, theta = _read(directory)
+    beta, coverage = (about["beta"], about.get("coverage")) if kl is None else _at_kl(about, kl)
+    return theta, float("inf") if beta is None else float(beta), coverage
 
 
 def _stepped(
