@@ -1,17 +1,14 @@
-"""The user's files: prompts of every format, each kind of bad line, and reward functions good and bad."""
+"""The user's prompts: every format, each kind of bad line, and messages as TRL has them."""
 
-import inspect
 import json
-import sys
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from spannerlm import inputs
-from spannerlm.errors import InputError, RewardError
-from spannerlm.inputs import Prompts, load_compare, load_reward, read_prompts
-from spannerlm.rewards import call_comparison, call_reward, is_pure
+from spannerlm.errors import InputError
+from spannerlm.inputs import Prompts, read_prompts
 
 TEXTS = ("How are you?", "Où est\u2028la gare ?", '"quoted", \\ and 🌍')
 
@@ -75,11 +72,6 @@ def test_a_value_over_several_lines_of_a_csv_file(tmp_path):
         ("p.jsonl", '{"prompt": " "}', "p.jsonl:1: prompt: expected text, got an empty prompt"),
         ("p.jsonl", '{"prompt": "\\ud800"}', "p.jsonl:1: prompt: expected valid Unicode, got half of a surrogate pair"),
         ("p.jsonl", '{"prompt": "a", "completions": 1}', "p.jsonl:1: completions: expected another name for this colu"),
-        (
-            "p.jsonl",
-            '{"prompt": [{"role": "user", "content": "a"}]}',
-            "p.jsonl:1: prompt: expected text, got a conversation of 1 messages; give the user's message as text",
-        ),
         ("p.json", '{"prompt": ["a"]}', "p.json: expected a list of objects such as"),
         ("p.json", '[{"prompt": "a"},\n 3]', "p.json: item 2: expected an object such as"),
         ("p.json", '[{"prompt": "a"},\n', "p.json:2: expected JSON, but"),
@@ -138,170 +130,32 @@ def test_a_file_that_is_not_there_is_told_with_the_nearest_one(tmp_path):
         read_prompts(tmp_path / "no" / "such.csv")
 
 
-# --- rewards --------------------------------------------------------------------------------------------------------
+# --- messages -------------------------------------------------------------------------------------------------------
 
-REWARDS = """
-from dataclasses import dataclass
-import beside
-
-def positional(prompts, completions):
-    return [float(len(p) - len(c)) for p, c in zip(prompts, completions)]
-
-def swapped(completions, prompts, *, level=()):
-    return [float(len(p) - len(c)) + sum(level) for p, c in zip(prompts, completions)]
-
-def trl(completions, **kwargs):
-    return [float(len(c)) + len(kwargs["prompts"]) for c in completions]
-
-trl.pure = True
-
-@dataclass
-class Scorer:
-    bias: float
-    def __call__(self, prompts, completions):
-        return [self.bias for _ in completions]
-
-scorer = Scorer(2.0)
-number = 3
-needs = lambda prompts, completions, answer: []
-other = lambda x, y: []
-first_only = lambda prompts, completions, /: []
-
-async def later(prompts, completions):
-    return [float(len(text)) for text in completions]
-"""
+SYSTEM = {"role": "system", "content": "Be kind."}
 
 
-COMPARISONS = """
-def longer(prompts, completions, opponents, level):
-    return [0.5 + 0.5 * (len(a) > len(b)) - 0.5 * (len(a) < len(b)) for a, b in zip(completions, opponents)]
-longer.pure = True
-def swapped(opponents, completions, prompts, **columns):
-    return [float(a < b) for a, b in zip(completions, opponents)]
-def reward(prompts, completions):
-    return []
-number = 3
-"""
+def talk(text, *first):
+    return json.dumps({"prompt": [*first, {"role": "user", "content": text}], "n": 1}) + "\n"
 
 
-def test_a_comparison_is_called_by_the_names_of_its_arguments(tmp_path):
-    path = write(tmp_path, "pairs.py", COMPARISONS)
-    longer, swapped = (load_compare(f"{path}:{name}", ["level"]) for name in ("longer", "swapped"))
-    assert call_comparison(longer, ["x"] * 3, ["aa", "a", "b"], ["b", "bb", "c"], {"level": [1] * 3}) == [1.0, 0.0, 0.5]
-    assert call_comparison(swapped, ["x"] * 2, ["a", "b"], ["b", "a"], {}) == [1.0, 0.0]
-    assert is_pure(longer)
-    assert list(inspect.signature(swapped).parameters)[:3] == ["opponents", "completions", "prompts"]
-    sys.path.remove(str(tmp_path))
+def test_prompts_of_messages_are_the_users_words_and_their_system_prompt(tmp_path):
+    path = write(tmp_path, "p.jsonl", talk("one") + talk("two"))
+    assert read_prompts(path) == Prompts(("one", "two"), {"n": (1, 1)}, conversational=True)
+    path = write(tmp_path, "s.jsonl", talk("one", SYSTEM) + talk("two", SYSTEM))
+    assert read_prompts(path) == Prompts(("one", "two"), {"n": (1, 1)}, conversational=True, system="Be kind.")
 
 
 @pytest.mark.parametrize(
-    ("name", "columns", "message"),
+    ("content", "says"),
     [
-        ("reward", [], "reward: expected a function (prompts, completions, opponents, **columns) -> list of numbers"),
-        ("longer", [], "longer: expected the argument 'level' to be a column of the prompts, which have no columns"),
-        ("longer", ["level", "opponents"], "expected another name for the column 'opponents'"),
-        ("number", [], "expected 'number' to be a function, got 3 (int)"),
-        ("lnger", [], "expected a function 'lnger', found none; it has longer, swapped, reward; did you mean 'longer'"),
+        (talk("one") + talk("two", SYSTEM), "one and the same system message, got 2 of them"),
+        (talk("one") + '{"prompt": "two"}\n', "all texts, or all lists of messages"),
+        (talk("one", {"role": "user", "content": "x"}), "got the roles ['user', 'user']"),
+        (talk("one", {"role": "assistant", "content": "x"}), "got the roles ['assistant', 'user']"),
+        (talk(""), "content: expected text, got an empty prompt"),
+        (talk(3), "content: expected text, got 3"),
     ],
 )
-def test_what_is_no_comparison_is_refused_by_name(tmp_path, name, columns, message):
-    path = write(tmp_path, "pairs.py", COMPARISONS)
-    with pytest.raises(InputError, match=r"^compare: ") as caught:
-        load_compare(f"{path}:{name}", columns)
-    assert message in str(caught.value)
-    if str(tmp_path) in sys.path:
-        sys.path.remove(str(tmp_path))
-
-
-@pytest.fixture
-def rewards(tmp_path):
-    write(tmp_path, "beside.py", "")
-    yield write(tmp_path, "my rewards.py", REWARDS)
-    sys.path.remove(str(tmp_path))
-
-
-@pytest.mark.parametrize(
-    ("name", "expected"), [("positional", [2.0]), ("swapped", [5.0]), ("trl", [2.0]), ("scorer", [2.0])]
-)
-def test_a_reward_is_called_by_the_names_of_its_arguments(rewards, name, expected):
-    reward = load_reward(f"{rewards}:{name}")
-    assert call_reward(reward, ["abc"], ["a"], {"level": [3]}) == expected
-
-
-def test_an_async_reward_is_awaited(rewards):
-    assert call_reward(load_reward(f"{rewards}:later"), ["p"], ["four"], {}) == [4.0]
-
-
-def test_a_loaded_reward_keeps_its_signature_and_its_word(rewards):
-    reward = load_reward(f"{rewards}:swapped")
-    assert list(inspect.signature(reward).parameters) == ["completions", "prompts", "level"]
-    assert not is_pure(reward)
-    assert is_pure(load_reward(f"{rewards}:trl"))
-
-
-@pytest.mark.parametrize(
-    ("name", "message"),
-    [
-        (
-            "positionl",
-            "expected a function 'positionl', found none; it has positional, swapped, trl, needs, other, first",
-        ),
-        ("number", "expected 'number' to be a function, got 3 (int)"),
-        ("Scorer", "expected 'Scorer' to be a function, got <class"),
-        (
-            "other",
-            "other: expected a function (prompts, completions, **columns) -> list of numbers, got the arguments (x",
-        ),
-        ("first_only", "first_only: expected a function (prompts, completions, **columns)"),
-        (
-            "needs",
-            "needs: expected the argument 'answer' to be a column of the prompts, which have answers; did you mean",
-        ),
-    ],
-)
-def test_what_is_no_reward_function_is_refused_by_name(rewards, name, message):
-    with pytest.raises(InputError) as caught:
-        load_reward(f"{rewards}:{name}", columns=["answers"])
-    assert message in str(caught.value)
-
-
-def test_without_columns_to_compare_with_an_argument_may_be_anything(rewards):
-    assert call_reward(load_reward(f"{rewards}:needs"), [], [], {"answer": []}) == []
-
-
-@pytest.mark.parametrize(
-    ("code", "message"),
-    [
-        ("x = 1\ny = nothing\n", "bad.py:2: the file raised NameError: name 'nothing' is not defined\n    y = nothing"),
-        ("import json\njson.loads('{')\n", "bad.py:2: the file raised JSONDecodeError"),
-        ("def f(:\n", "bad.py:1: expected Python, but invalid syntax\n    def f(:"),
-        ("import no_such_module\n", "bad.py:1: the file raised ModuleNotFoundError: No module named 'no_such_module'"),
-        ("raise SystemExit(3)\n", "bad.py:1: the file raised SystemExit: 3"),
-        ("a = '\0'\n", "bad.py"),
-    ],
-)
-def test_a_file_that_raises_is_named_with_the_line(tmp_path, code, message):
-    path = write(tmp_path, "bad.py", code)
-    with pytest.raises(RewardError) as caught:
-        load_reward(f"{path}:f")
-    assert message in str(caught.value).replace(f"{tmp_path}/", "")
-    assert "_spannerlm_reward_bad" not in sys.modules
-    sys.path.remove(str(tmp_path))
-
-
-@pytest.mark.parametrize(
-    ("reference", "message"),
-    [
-        ("reward.py", "expected path/to/file.py:function, got 'reward.py'"),
-        (":f", "expected path/to/file.py:function"),
-        ("{folder}/rewrd.py:f", "expected a Python file, found none; did you mean 'reward.py'"),
-        ("{folder}:f", "expected a Python file, found none"),
-        ("{folder}/reward.txt:f", "expected the name of a Python file, ending in .py"),
-    ],
-)
-def test_a_reference_that_leads_nowhere(tmp_path, reference, message):
-    write(tmp_path, "reward.py", "")
-    write(tmp_path, "reward.txt", "")
-    with pytest.raises(InputError, match="reward") as caught:
-        load_reward(reference.format(folder=tmp_path))
-    assert message in str(caught.value)
+def test_other_conversations_are_refused(tmp_path, content, says):
+    assert says in refusal(tmp_path, "p.jsonl", content)

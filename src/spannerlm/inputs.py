@@ -1,4 +1,4 @@
-"""The user's own files: prompts with their columns, rewards, comparisons. What is wrong is named with file and line.
+"""The user's own prompts with their columns. What is wrong is named with file and line.
 
 Prompts are text. Every file is read whole and refused whole, so that no prompt is ever left out in silence.
 """
@@ -7,25 +7,18 @@ from __future__ import annotations
 
 import csv
 import difflib
-import functools
-import importlib.util
-import inspect
 import io
 import json
 import math
-import sys
-import traceback
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from spannerlm.errors import InputError, RewardError
-from spannerlm.rewards import CompareFunction, RewardFunction
+from spannerlm.errors import InputError
 
 LARGEST_TEXT = 16 * 2**20
 """Bytes of one prompt at most: longer than the context of any model, short enough to be handled whole."""
@@ -43,6 +36,10 @@ class Prompts:
     """[X] the prompts; the same text may stand twice, and then counts twice."""
     columns: dict[str, tuple[Any, ...]]
     """Name -> [X] JSON values, None where a row has none; handed to the reward function by name."""
+    conversational: bool = False
+    """Whether the prompts were lists of messages, as TRL has them; ``texts`` are then the user's."""
+    system: str | None = None
+    """The system message that all of these lists begin with."""
 
 
 @dataclass(frozen=True)
@@ -56,8 +53,9 @@ class _Row:
 def read_prompts(path: Path, column: str = "prompt") -> Prompts:
     """The prompts of a .jsonl, .json, .csv, .parquet or .txt file; InputError lists its bad lines.
 
-    .jsonl: one object per line, blank lines skipped. .json: a list of objects. .csv: comma-separated, with a header;
-    all values are text. .txt: one prompt per line, blank lines skipped, no further columns. UTF-8 throughout.
+    A prompt is a text, or a list of messages as TRL has it: the user's, perhaps behind a system message, the same in
+    all rows. .jsonl: one object per line, blank lines skipped. .json: a list of objects. .csv: comma-separated, with a
+    header; all values are text. .txt: one prompt per line, blank lines skipped, no further columns. UTF-8 throughout.
     """
     reader = _reader(path)
     try:
@@ -75,36 +73,20 @@ def read_prompts(path: Path, column: str = "prompt") -> Prompts:
         raise InputError(_listing(path, problems))
     names = dict.fromkeys(name for row in rows for name in row.values if name != column)
     columns = {name: tuple(row.values.get(name) for row in rows) for name in names}
-    return Prompts(tuple(row.values[column] for row in rows), columns)
+    prompts = [row.values[column] for row in rows]
+    if all(isinstance(prompt, str) for prompt in prompts):
+        return Prompts(tuple(prompts), columns)
+    systems = {prompt[0]["content"] if prompt[0]["role"] == "system" else None for prompt in map(_listed, prompts)}
+    if len(systems) > 1 or any(isinstance(prompt, str) for prompt in prompts):
+        raise InputError(
+            f"{path}: expected prompts that are all texts, or all lists of messages with one and the same system "
+            f"message, got {len(systems)} of them and {sum(isinstance(p, str) for p in prompts)} texts; make them alike"
+        )
+    return Prompts(tuple(prompt[-1]["content"] for prompt in prompts), columns, True, systems.pop())
 
 
-def load_reward(reference: str, columns: Collection[str] | None = None) -> RewardFunction:
-    """The function of ``path/to/file.py:function``, to be called as ``reward(prompts, completions, **columns)``.
-
-    The file is run, as ``import`` would. Arguments are handed over by name, as TRL does it, so their order in the
-    function does not matter. With ``columns``, arguments that no column of these supplies are refused at once.
-    Raises InputError (no such file or function, wrong signature) or RewardError (the file raised, and where).
-    """
-    function = _load("reward", reference, columns)
-
-    @functools.wraps(function)
-    def reward(prompts: Any, completions: Any, **others: Any) -> Any:
-        return function(prompts=prompts, completions=completions, **others)
-
-    return reward
-
-
-def load_compare(reference: str, columns: Collection[str] | None = None) -> CompareFunction:
-    """The same for ``compare(prompts, completions, opponents, **columns)``; a column named ``opponents`` is refused."""
-    if columns is not None and "opponents" in columns:
-        raise InputError("compare: expected another name for the column 'opponents', an argument of every comparison")
-    function = _load("compare", reference, columns)
-
-    @functools.wraps(function)
-    def compare(prompts: Any, completions: Any, opponents: Any, **others: Any) -> Any:
-        return function(prompts=prompts, completions=completions, opponents=opponents, **others)
-
-    return compare
+def _listed(prompt: Any) -> Any:
+    return [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
 
 
 # --- prompts --------------------------------------------------------------------------------------------------------
@@ -113,13 +95,13 @@ def load_compare(reference: str, columns: Collection[str] | None = None) -> Comp
 def _reader(path: Path) -> Callable[[Path, str], list[_Row]]:
     readers = {".jsonl": _jsonl, ".json": _json, ".csv": _csv, ".parquet": _parquet, ".txt": _txt}
     if not path.exists():
-        raise InputError(f"{path}: expected a file of prompts, found none{_near(path.name, _siblings(path))}")
+        raise InputError(f"{path}: expected a file of prompts, found none{near(path.name, siblings(path))}")
     if not path.is_file():
         raise InputError(f"{path}: expected a file of prompts, got a directory or a device")
     if path.suffix.lower() not in readers:
         raise InputError(
             f"{path}: expected a file name that ends in {', '.join(readers)}, got "
-            f"{path.suffix or 'no ending'!r}{_near(path.suffix, readers)}"
+            f"{path.suffix or 'no ending'!r}{near(path.suffix, readers)}"
         )
     return readers[path.suffix.lower()]
 
@@ -161,7 +143,7 @@ def _json(path: Path, column: str) -> list[_Row]:
         line = error.lineno if isinstance(error, json.JSONDecodeError) else 1
         raise InputError(f"{path}:{line}: {_why(error)}") from error
     if not isinstance(data, list):
-        raise InputError(f'{path}: expected a list of objects such as [{{"{column}": "..."}}], got {_kind(data)}')
+        raise InputError(f'{path}: expected a list of objects such as [{{"{column}": "..."}}], got {kind_of(data)}')
     rows, problems = [], []
     for i, item in enumerate(data, start=1):
         try:
@@ -185,7 +167,7 @@ def _loads(text: str) -> Any:
 
 def _object(value: Any, column: str) -> Mapping[str, Any]:
     if not isinstance(value, dict):
-        raise ValueError(f'expected an object such as {{"{column}": "..."}}, got {_kind(value)}')
+        raise ValueError(f'expected an object such as {{"{column}": "..."}}, got {kind_of(value)}')
     return value
 
 
@@ -235,7 +217,7 @@ def _problems(row: _Row, column: str) -> Iterator[str]:
     """What is wrong with one record."""
     if column not in row.values:
         names = ", ".join(row.values) or "none"
-        yield f"{row.place}: expected a column {column!r}, got {names}{_near(column, row.values)}; set prompt_column"
+        yield f"{row.place}: expected a column {column!r}, got {names}{near(column, row.values)}; set prompt_column"
     for name, value in row.values.items():
         wrong = _wrong_prompt(value) if name == column else _wrong_column(name, value)
         if wrong:
@@ -244,12 +226,13 @@ def _problems(row: _Row, column: str) -> Iterator[str]:
 
 def _wrong_prompt(value: Any) -> str | None:
     if isinstance(value, list) and value and all(isinstance(item, dict) and "role" in item for item in value):
-        return (
-            f"expected text, got a conversation of {len(value)} messages; give the user's message as text, and what "
-            "the system says as generation.system_prompt (the model's chat template is applied by itself)"
-        )
+        roles = [item["role"] for item in value]
+        if roles not in (["user"], ["system", "user"]):
+            return f"expected one message of the user, perhaps behind one of the system, got the roles {roles}"
+        wrong = [_wrong_prompt(item.get("content")) for item in value]
+        return next((f"content: {why}" for why in wrong if why), None)
     if not isinstance(value, str):
-        return f"expected text, got {_kind(value)}"
+        return f"expected text, got {kind_of(value)}"
     if not value.strip():
         return "expected text, got an empty prompt"
     if len(value) > LARGEST_TEXT or len(value.encode("utf-8", "surrogatepass")) > LARGEST_TEXT:
@@ -267,7 +250,7 @@ def _wrong_column(name: str, value: Any) -> str | None:
     except RecursionError:
         return "expected a JSON value, got one that is nested too deeply"
     if not plain:
-        return f"expected a JSON value, got {_kind(value)}; write it as text or leave the column out"
+        return f"expected a JSON value, got {kind_of(value)}; write it as text or leave the column out"
     return None
 
 
@@ -281,93 +264,6 @@ def _is_json(value: Any) -> bool:
     return value is None or isinstance(value, (str, bool, int))
 
 
-# --- rewards and comparisons ----------------------------------------------------------------------------------------
-TEXTS = {"reward": ("prompts", "completions"), "compare": ("prompts", "completions", "opponents")}
-"""Key of the configuration -> the arguments that its function gets whatever the columns are."""
-
-
-def _load(key: str, reference: str, columns: Collection[str] | None) -> Any:
-    """The checked function of a reference."""
-    file, _, name = reference.rpartition(":")
-    if not file or not name:
-        raise InputError(f"{key}: expected path/to/file.py:function, got {reference!r}")
-    path = Path(file).expanduser().absolute()
-    if not path.is_file():
-        raise InputError(f"{key}: {path}: expected a Python file, found none{_near(path.name, _siblings(path))}")
-    function = _function(key, _import(key, path), path, name)
-    _check_signature(key, function, f"{path}: {name}", columns)
-    return function
-
-
-def _import(key: str, path: Path) -> ModuleType:
-    """The file as a module of a name of its own; its folder is searched last for what it imports."""
-    name = f"_spannerlm_{key}_{path.stem}"
-    spec = importlib.util.spec_from_file_location(name, path)
-    if spec is None or spec.loader is None:
-        raise InputError(f"{key}: {path}: expected the name of a Python file, ending in .py")
-    if str(path.parent) not in sys.path:
-        sys.path.append(str(path.parent))
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # as dataclasses and typing expect it
-    try:
-        spec.loader.exec_module(module)
-    except (Exception, SystemExit) as error:
-        del sys.modules[name]
-        raise RewardError(_where(key, error, path)) from error
-    return module
-
-
-def _where(key: str, error: BaseException, path: Path) -> str:
-    """What the user's file raised, with the line of it."""
-    if isinstance(error, SyntaxError) and error.filename:
-        place, code = f"{error.filename}:{error.lineno}", error.text or ""
-        return f"{key}: {place}: expected Python, but {error.msg}{_quoted(code)}"
-    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
-    place, code = (f"{path}:{frames[-1].lineno}", frames[-1].line or "") if frames else (str(path), "")
-    return f"{key}: {place}: the file raised {type(error).__name__}: {error}{_quoted(code)}"
-
-
-def _quoted(code: str) -> str:
-    return f"\n    {code.strip()}" if code.strip() else ""
-
-
-def _function(key: str, module: ModuleType, path: Path, name: str) -> Any:
-    if not hasattr(module, name):
-        functions = ((own, value) for own, value in vars(module).items() if inspect.isfunction(value))
-        names = [own for own, value in functions if value.__module__ == module.__name__ and own[0] != "_"]
-        found = f"; it has {', '.join(names)}" if names else ""
-        raise InputError(f"{key}: {path}: expected a function {name!r}, found none{found}{_near(name, names)}")
-    function = getattr(module, name)
-    if not callable(function) or inspect.isclass(function):
-        raise InputError(f"{key}: {path}: expected {name!r} to be a function, got {_kind(function)}")
-    return function
-
-
-def _check_signature(key: str, function: Any, place: str, columns: Collection[str] | None) -> None:
-    """InputError unless the function takes its texts by name, and the columns have what else it needs."""
-    try:
-        signature = inspect.signature(function)
-    except (ValueError, TypeError) as error:
-        raise InputError(f"{key}: {place}: expected a Python function, but it has no signature ({error})") from error
-    kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-    named = {name: p for name, p in signature.parameters.items() if p.kind in kinds}
-    open_ended = any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values())
-    required = any(p.kind is p.POSITIONAL_ONLY and p.default is p.empty for p in signature.parameters.values())
-    if required or not all(name in named or open_ended for name in TEXTS[key]):
-        raise InputError(
-            f"{key}: {place}: expected a function ({', '.join(TEXTS[key])}, **columns) -> list of numbers, "
-            f"got the arguments {signature}"
-        )
-    for name, parameter in named.items():
-        needed = parameter.default is parameter.empty and name not in TEXTS[key]
-        if needed and columns is not None and name not in columns:
-            have = ", ".join(columns) or "no columns"
-            raise InputError(
-                f"{key}: {place}: expected the argument {name!r} to be a column of the prompts, which have "
-                f"{have}{_near(name, columns)}; give it a default, or add the column"
-            )
-
-
 # --- sentences ------------------------------------------------------------------------------------------------------
 
 
@@ -378,19 +274,21 @@ def _listing(path: Path, problems: list[str]) -> str:
     return f"{path}: {len(problems)} bad entries\n  " + "\n  ".join(problems[:SHOWN]) + more
 
 
-def _near(name: str, choices: Collection[str]) -> str:
-    near = difflib.get_close_matches(name, list(choices), n=1)
-    return f"; did you mean {near[0]!r}?" if near else ""
+def near(name: str, choices: Collection[str]) -> str:
+    """What was perhaps meant, as the end of a message; empty where nothing is near."""
+    found = difflib.get_close_matches(name, list(choices), n=1)
+    return f"; did you mean {found[0]!r}?" if found else ""
 
 
-def _siblings(path: Path) -> list[str]:
+def siblings(path: Path) -> list[str]:
+    """Names beside a file."""
     try:
         return [entry.name for entry in path.parent.iterdir()]
     except OSError:
         return []
 
 
-def _kind(value: Any) -> str:
+def kind_of(value: Any) -> str:
     """The value and its type, short enough for a message."""
     if value is None:
         return "nothing (null)"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -13,7 +13,8 @@ from spannerlm import bundled, sourcing
 from spannerlm.backends import load
 from spannerlm.config import RunConfig
 from spannerlm.errors import InputError
-from spannerlm.inputs import load_compare, load_reward, read_prompts
+from spannerlm.functions import load_compare, load_reward
+from spannerlm.inputs import Prompts, read_prompts
 from spannerlm.rewards import CompareFunction, NoisyComparison, NoisyReward, RewardFunction
 
 DEFAULT_FEATURES = "hidden"
@@ -47,6 +48,8 @@ class Task:
     """Specification of the feature map (`feature_map`)."""
     max_new_tokens: int | None
     stop: tuple[str, ...]
+    system: str | None = None
+    """System prompt: the configuration's, or the one of prompts that are lists of messages."""
 
     @property
     def prompts(self) -> tuple[str, ...]:
@@ -61,21 +64,22 @@ def load_task(config: RunConfig, directory: Path | None = None, *, rewarded: boo
     labels; `InputError` where it must and nothing does.
     """
     base = bundled.load(config.task) if config.task is not None else None
-    train, heldout, columns = _prompts(config, base)
+    split = _prompts(config, base)
     unrewarded = not rewarded and base is None and config.reward is None
-    function = None if unrewarded else _reward(config, base, columns, directory)
+    function = None if unrewarded else _reward(config, base, split, directory)
     noise = config.reward_noise
     if noise is None:
         noise = base.noise_std if base is not None and config.reward is None else 0.0
     truth = function if config.free else None
-    compare = _compare(config, truth, columns, rewarded, directory)
+    compare = _compare(config, truth, split, rewarded, directory)
     return Task(
         name=config.task or "own",
         model=config.model or str(_bundled(base).model_path),
         model_name=Path(config.model).name if config.model is not None else f"{config.task} (bundled)",
-        train=train,
-        heldout=heldout,
-        columns=columns,
+        train=split.train,
+        heldout=split.heldout,
+        columns=split.columns,
+        system=split.system,
         reward=function if truth is None else NoisyReward(truth, noise, config.seed),
         compare=compare,
         truth=truth,
@@ -96,13 +100,13 @@ def _features(config: RunConfig, base: bundled.BundledTask | None) -> Any:
 def _reward(
     config: RunConfig,
     base: bundled.BundledTask | None,
-    columns: Mapping[str, Sequence[Any]],
+    split: Split,
     directory: Path | None,
 ) -> RewardFunction | None:
     """The user's reward or the bundled one; None where the user compares and has no reward beside it."""
     if config.reward is not None:
         if isinstance(config.reward, str):
-            return load_reward(config.reward, columns)
+            return load_reward(config.reward, split.columns, conversational=split.conversational, system=split.system)
         return cast(RewardFunction, sourcing.build(config.reward, "reward", directory))
     return None if config.compare is not None and not config.free else _bundled(base).reward
 
@@ -110,7 +114,7 @@ def _reward(
 def _compare(
     config: RunConfig,
     truth: RewardFunction | None,
-    columns: Mapping[str, Sequence[Any]],
+    split: Split,
     rewarded: bool,
     directory: Path | None,
 ) -> CompareFunction | None:
@@ -120,7 +124,7 @@ def _compare(
         return None
     if config.compare is not None:
         if isinstance(config.compare, str):
-            return load_compare(config.compare, columns)
+            return load_compare(config.compare, split.columns, conversational=split.conversational, system=split.system)
         return cast(CompareFunction, sourcing.build(config.compare, "compare", directory))
     if truth is None and not rewarded:
         return None
@@ -145,19 +149,33 @@ def _bundled(base: bundled.BundledTask | None) -> bundled.BundledTask:
     return base
 
 
-Split = tuple[tuple[str, ...], tuple[str, ...], dict[str, tuple[Any, ...]]]
+@dataclass(frozen=True)
+class Split:
+    """Prompts to explore and to judge on."""
+
+    train: tuple[str, ...]
+    heldout: tuple[str, ...]
+    columns: Mapping[str, tuple[Any, ...]]
+    """One behind the other."""
+    conversational: bool = False
+    """Whether the file has lists of messages: then rewards get them too."""
+    system: str | None = None
 
 
 def _prompts(config: RunConfig, base: bundled.BundledTask | None) -> Split:
     """Train prompts, held-out prompts, and their columns one behind the other."""
     if config.prompts is None:
         task = _bundled(base)
-        return task.train_prompts, task.heldout_prompts, {}
+        return Split(task.train_prompts, task.heldout_prompts, {}, system=config.generation.system_prompt)
     found = read_prompts(config.prompts, config.prompt_column)
+    system = _system(config, found)
     if config.heldout is not None:
         other = read_prompts(config.heldout, config.prompt_column)
+        if (other.conversational, other.system) != (found.conversational, found.system):
+            raise InputError(f"{config.heldout}: expected prompts of the same form as those of {config.prompts}")
         shared = [name for name in found.columns if name in other.columns]
-        return found.texts, other.texts, {name: found.columns[name] + other.columns[name] for name in shared}
+        both = {name: found.columns[name] + other.columns[name] for name in shared}
+        return Split(found.texts, other.texts, both, found.conversational, system)
     order = np.random.default_rng([config.seed, 7]).permutation(len(found.texts))
     size = max(1, round(config.heldout_fraction * len(order))) if len(order) > 1 else 0
     size = min(size, len(order) - 1)
@@ -165,14 +183,24 @@ def _prompts(config: RunConfig, base: bundled.BundledTask | None) -> Split:
     texts = [found.texts[i] for i in rows]
     cut = len(texts) - size
     columns = {name: tuple(column[i] for i in rows) for name, column in found.columns.items()}
-    return tuple(texts[:cut]), tuple(texts[cut:]), columns
+    return Split(tuple(texts[:cut]), tuple(texts[cut:]), columns, found.conversational, system)
+
+
+def _system(config: RunConfig, found: Prompts) -> str | None:
+    """The system prompt: the configuration's, or the one that the prompts bring."""
+    own = config.generation.system_prompt
+    if found.system is not None and own not in (None, found.system):
+        raise InputError(
+            "generation.system_prompt: expected none, because the prompts have one of their own: leave it out"
+        )
+    return found.system if own is None else own
 
 
 def model_options(config: RunConfig, task: Task) -> dict[str, Any]:
     """Keyword arguments of the back end's ``load``."""
     generation, server = config.generation, config.server
     common = {
-        "system": generation.system_prompt,
+        "system": task.system,
         "max_new_tokens": task.max_new_tokens,
         "stop": list(task.stop),
     }

@@ -21,7 +21,7 @@ from spannerlm.foundation.document import Question, Subject, document
 from spannerlm.foundation.gather import CANDIDATES, SERVED, Gathered, Observer, Source, StepPlan, gather, gather_table
 from spannerlm.foundation.page import write_page
 from spannerlm.foundation.past import gather_run
-from spannerlm.inputs import load_reward
+from spannerlm.functions import load_reward
 from spannerlm.job import plain
 from spannerlm.progress import Progress
 from spannerlm.rewards import RewardFunction

@@ -1,0 +1,203 @@
+"""The user's own functions: rewards and comparisons, as TRL users know them. What is wrong is named with file and line.
+
+A function is called by name with ``prompts``, ``completions`` and the columns of the prompts, as TRL's trainers call
+it; sync or async; lists of messages where the prompts are. Of what trainers hand over beside that, ``log_extra``,
+``log_metric`` and ``trainer_state`` are given to functions that name them: notes are kept, and there is no trainer.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import importlib.util
+import inspect
+import sys
+import traceback
+from collections.abc import Callable, Collection, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from spannerlm import fields
+from spannerlm.errors import InputError, RewardError
+from spannerlm.inputs import kind_of, near, siblings
+from spannerlm.rewards import CompareFunction, RewardFunction
+
+
+def load_reward(
+    reference: str, columns: Collection[str] | None = None, *, conversational: bool = False, system: str | None = None
+) -> RewardFunction:
+    """The function of ``path/to/file.py:function`` or ``module:function``: ``reward(prompts, completions, **columns)``.
+
+    The file is run, as ``import`` would. Arguments are handed over by name, as TRL does it, so their order in the
+    function does not matter. With ``columns``, arguments that no column of these supplies are refused at once. Where
+    the prompts are ``conversational`` the function gets lists of messages, the ``system`` message first, as from TRL.
+    Raises InputError (no such file or function, wrong signature) or RewardError (the file raised, and where).
+    """
+    function, extras = _load("reward", reference, columns)
+
+    @functools.wraps(function)
+    def reward(prompts: Any, completions: Any, **others: Any) -> Any:
+        if conversational:
+            prompts, completions = as_prompts(prompts, system), as_completions(completions)
+        return function(prompts=prompts, completions=completions, **others, **extras)
+
+    return reward
+
+
+def load_compare(
+    reference: str, columns: Collection[str] | None = None, *, conversational: bool = False, system: str | None = None
+) -> CompareFunction:
+    """The same for ``compare(prompts, completions, opponents, **columns)``; a column named ``opponents`` is refused."""
+    if columns is not None and "opponents" in columns:
+        raise InputError("compare: expected another name for the column 'opponents', an argument of every comparison")
+    function, extras = _load("compare", reference, columns)
+
+    @functools.wraps(function)
+    def compare(prompts: Any, completions: Any, opponents: Any, **others: Any) -> Any:
+        if conversational:
+            prompts = as_prompts(prompts, system)
+            completions, opponents = as_completions(completions), as_completions(opponents)
+        return function(prompts=prompts, completions=completions, opponents=opponents, **others, **extras)
+
+    return compare
+
+
+def as_prompts(texts: Sequence[str], system: str | None) -> list[list[dict[str, str]]]:
+    """[k] prompts as lists of messages."""
+    first = [] if system is None else [{"role": "system", "content": system}]
+    return [[*first, {"role": "user", "content": text}] for text in texts]
+
+
+def as_completions(texts: Sequence[str]) -> list[list[dict[str, str]]]:
+    """[k] responses as lists of one message."""
+    return [[{"role": "assistant", "content": text}] for text in texts]
+
+
+class Notes:
+    """What a reward function has logged, as a trainer would take it: the last values by name."""
+
+    def __init__(self) -> None:
+        self.extra: dict[str, list[Any]] = {}
+        self.metrics: dict[str, float] = {}
+
+    def log_extra(self, column: str, values: Sequence[Any]) -> None:
+        """Keep a column of values."""
+        self.extra[column] = list(values)
+
+    def log_metric(self, name: str, value: float) -> None:
+        """Keep a number."""
+        self.metrics[name] = value
+
+
+TEXTS = {"reward": ("prompts", "completions"), "compare": ("prompts", "completions", "opponents")}
+"""Key of the configuration -> the arguments that its function gets whatever the columns are."""
+
+
+def _load(key: str, reference: str, columns: Collection[str] | None) -> tuple[Callable[..., Any], dict[str, Any]]:
+    """The checked function of a reference, and what it gets beside texts and columns."""
+    file, _, name = reference.rpartition(":")
+    if not file or not name:
+        raise InputError(f"{key}: expected path/to/file.py:function or package.module:function, got {reference!r}")
+    path = Path(file).expanduser().absolute()
+    if fields.in_module(reference):
+        module, place = _module(key, file), file
+    elif not path.is_file():
+        raise InputError(f"{key}: {path}: expected a Python file, found none{near(path.name, siblings(path))}")
+    else:
+        module, place = _import(key, path), str(path)
+    function = _function(key, module, place, name)
+    return function, _check_signature(key, function, f"{place}: {name}", columns)
+
+
+def _module(key: str, name: str) -> ModuleType:
+    """An installed module."""
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise InputError(
+            f"{key}: {name}: expected a module that is installed, but {error}; a file is named with its .py"
+        ) from error
+    except Exception as error:  # whatever the module does while it is imported
+        raise RewardError(f"{key}: {name}: the module raised {type(error).__name__}: {error}") from error
+
+
+def _import(key: str, path: Path) -> ModuleType:
+    """The file as a module of a name of its own; its folder is searched last for what it imports."""
+    name = f"_spannerlm_{key}_{path.stem}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise InputError(f"{key}: {path}: expected the name of a Python file, ending in .py")
+    if str(path.parent) not in sys.path:
+        sys.path.append(str(path.parent))
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # as dataclasses and typing expect it
+    try:
+        spec.loader.exec_module(module)
+    except (Exception, SystemExit) as error:
+        del sys.modules[name]
+        raise RewardError(_where(key, error, path)) from error
+    return module
+
+
+def _where(key: str, error: BaseException, path: Path) -> str:
+    """What the user's file raised, with the line of it."""
+    if isinstance(error, SyntaxError) and error.filename:
+        place, code = f"{error.filename}:{error.lineno}", error.text or ""
+        return f"{key}: {place}: expected Python, but {error.msg}{_quoted(code)}"
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
+    place, code = (f"{path}:{frames[-1].lineno}", frames[-1].line or "") if frames else (str(path), "")
+    return f"{key}: {place}: the file raised {type(error).__name__}: {error}{_quoted(code)}"
+
+
+def _quoted(code: str) -> str:
+    return f"\n    {code.strip()}" if code.strip() else ""
+
+
+def _function(key: str, module: ModuleType, path: str, name: str) -> Any:
+    if not hasattr(module, name):
+        functions = ((own, value) for own, value in vars(module).items() if inspect.isfunction(value))
+        names = [own for own, value in functions if value.__module__ == module.__name__ and own[0] != "_"]
+        found = f"; it has {', '.join(names)}" if names else ""
+        raise InputError(f"{key}: {path}: expected a function {name!r}, found none{found}{near(name, names)}")
+    function = getattr(module, name)
+    if not callable(function) or inspect.isclass(function):
+        raise InputError(f"{key}: {path}: expected {name!r} to be a function, got {kind_of(function)}")
+    return function
+
+
+def _check_signature(key: str, function: Any, place: str, columns: Collection[str] | None) -> dict[str, Any]:
+    """What the function gets beside texts and columns. InputError unless it takes its texts by name, and the columns
+    have what else it needs."""
+    try:
+        signature = inspect.signature(function)
+    except (ValueError, TypeError) as error:
+        raise InputError(f"{key}: {place}: expected a Python function, but it has no signature ({error})") from error
+    kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    named = {name: p for name, p in signature.parameters.items() if p.kind in kinds}
+    open_ended = any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values())
+    required = any(p.kind is p.POSITIONAL_ONLY and p.default is p.empty for p in signature.parameters.values())
+    if required or not all(name in named or open_ended for name in TEXTS[key]):
+        raise InputError(
+            f"{key}: {place}: expected a function ({', '.join(TEXTS[key])}, **columns) -> list of numbers, "
+            f"got the arguments {signature}"
+        )
+    if "completion_ids" in named and named["completion_ids"].default is inspect.Parameter.empty:
+        raise InputError(
+            f"{key}: {place}: expected a function of texts, got one that needs completion_ids, tokens that are not "
+            "known here; give that argument a default, or count words"
+        )
+    notes = Notes()
+    offered = {"trainer_state": None, "log_extra": notes.log_extra, "log_metric": notes.log_metric}
+    extras = {name: value for name, value in offered.items() if name in named}
+    for name, parameter in named.items():
+        if name in extras:
+            continue
+        needed = parameter.default is parameter.empty and name not in TEXTS[key]
+        if needed and columns is not None and name not in columns:
+            have = ", ".join(columns) or "no columns"
+            raise InputError(
+                f"{key}: {place}: expected the argument {name!r} to be a column of the prompts, which have "
+                f"{have}{near(name, columns)}; give it a default, or add the column"
+            )
+    return extras

@@ -1,0 +1,239 @@
+"""The user's own functions: reward and comparison functions good and bad, and those of TRL's users as they are."""
+
+import inspect
+import sys
+
+import pytest
+
+from spannerlm.errors import InputError, RewardError
+from spannerlm.functions import load_compare, load_reward
+from spannerlm.rewards import call_comparison, call_reward, is_pure
+
+
+def write(tmp_path, name, content):
+    path = tmp_path / name
+    path.write_text(content)
+    return path
+
+
+REWARDS = """
+from dataclasses import dataclass
+import beside
+
+def positional(prompts, completions):
+    return [float(len(p) - len(c)) for p, c in zip(prompts, completions)]
+
+def swapped(completions, prompts, *, level=()):
+    return [float(len(p) - len(c)) + sum(level) for p, c in zip(prompts, completions)]
+
+def trl(completions, **kwargs):
+    return [float(len(c)) + len(kwargs["prompts"]) for c in completions]
+
+trl.pure = True
+
+@dataclass
+class Scorer:
+    bias: float
+    def __call__(self, prompts, completions):
+        return [self.bias for _ in completions]
+
+scorer = Scorer(2.0)
+number = 3
+needs = lambda prompts, completions, answer: []
+other = lambda x, y: []
+first_only = lambda prompts, completions, /: []
+
+async def later(prompts, completions):
+    return [float(len(text)) for text in completions]
+"""
+
+
+COMPARISONS = """
+def longer(prompts, completions, opponents, level):
+    return [0.5 + 0.5 * (len(a) > len(b)) - 0.5 * (len(a) < len(b)) for a, b in zip(completions, opponents)]
+longer.pure = True
+def swapped(opponents, completions, prompts, **columns):
+    return [float(a < b) for a, b in zip(completions, opponents)]
+def reward(prompts, completions):
+    return []
+number = 3
+"""
+
+
+def test_a_comparison_is_called_by_the_names_of_its_arguments(tmp_path):
+    path = write(tmp_path, "pairs.py", COMPARISONS)
+    longer, swapped = (load_compare(f"{path}:{name}", ["level"]) for name in ("longer", "swapped"))
+    assert call_comparison(longer, ["x"] * 3, ["aa", "a", "b"], ["b", "bb", "c"], {"level": [1] * 3}) == [1.0, 0.0, 0.5]
+    assert call_comparison(swapped, ["x"] * 2, ["a", "b"], ["b", "a"], {}) == [1.0, 0.0]
+    assert is_pure(longer)
+    assert list(inspect.signature(swapped).parameters)[:3] == ["opponents", "completions", "prompts"]
+    sys.path.remove(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("name", "columns", "message"),
+    [
+        ("reward", [], "reward: expected a function (prompts, completions, opponents, **columns) -> list of numbers"),
+        ("longer", [], "longer: expected the argument 'level' to be a column of the prompts, which have no columns"),
+        ("longer", ["level", "opponents"], "expected another name for the column 'opponents'"),
+        ("number", [], "expected 'number' to be a function, got 3 (int)"),
+        ("lnger", [], "expected a function 'lnger', found none; it has longer, swapped, reward; did you mean 'longer'"),
+    ],
+)
+def test_what_is_no_comparison_is_refused_by_name(tmp_path, name, columns, message):
+    path = write(tmp_path, "pairs.py", COMPARISONS)
+    with pytest.raises(InputError, match=r"^compare: ") as caught:
+        load_compare(f"{path}:{name}", columns)
+    assert message in str(caught.value)
+    if str(tmp_path) in sys.path:
+        sys.path.remove(str(tmp_path))
+
+
+@pytest.fixture
+def rewards(tmp_path):
+    write(tmp_path, "beside.py", "")
+    yield write(tmp_path, "my rewards.py", REWARDS)
+    sys.path.remove(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"), [("positional", [2.0]), ("swapped", [5.0]), ("trl", [2.0]), ("scorer", [2.0])]
+)
+def test_a_reward_is_called_by_the_names_of_its_arguments(rewards, name, expected):
+    reward = load_reward(f"{rewards}:{name}")
+    assert call_reward(reward, ["abc"], ["a"], {"level": [3]}) == expected
+
+
+def test_an_async_reward_is_awaited(rewards):
+    assert call_reward(load_reward(f"{rewards}:later"), ["p"], ["four"], {}) == [4.0]
+
+
+def test_a_loaded_reward_keeps_its_signature_and_its_word(rewards):
+    reward = load_reward(f"{rewards}:swapped")
+    assert list(inspect.signature(reward).parameters) == ["completions", "prompts", "level"]
+    assert not is_pure(reward)
+    assert is_pure(load_reward(f"{rewards}:trl"))
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        (
+            "positionl",
+            "expected a function 'positionl', found none; it has positional, swapped, trl, needs, other, first",
+        ),
+        ("number", "expected 'number' to be a function, got 3 (int)"),
+        ("Scorer", "expected 'Scorer' to be a function, got <class"),
+        (
+            "other",
+            "other: expected a function (prompts, completions, **columns) -> list of numbers, got the arguments (x",
+        ),
+        ("first_only", "first_only: expected a function (prompts, completions, **columns)"),
+        (
+            "needs",
+            "needs: expected the argument 'answer' to be a column of the prompts, which have answers; did you mean",
+        ),
+    ],
+)
+def test_what_is_no_reward_function_is_refused_by_name(rewards, name, message):
+    with pytest.raises(InputError) as caught:
+        load_reward(f"{rewards}:{name}", columns=["answers"])
+    assert message in str(caught.value)
+
+
+def test_without_columns_to_compare_with_an_argument_may_be_anything(rewards):
+    assert call_reward(load_reward(f"{rewards}:needs"), [], [], {"answer": []}) == []
+
+
+@pytest.mark.parametrize(
+    ("code", "message"),
+    [
+        ("x = 1\ny = nothing\n", "bad.py:2: the file raised NameError: name 'nothing' is not defined\n    y = nothing"),
+        ("import json\njson.loads('{')\n", "bad.py:2: the file raised JSONDecodeError"),
+        ("def f(:\n", "bad.py:1: expected Python, but invalid syntax\n    def f(:"),
+        ("import no_such_module\n", "bad.py:1: the file raised ModuleNotFoundError: No module named 'no_such_module'"),
+        ("raise SystemExit(3)\n", "bad.py:1: the file raised SystemExit: 3"),
+        ("a = '\0'\n", "bad.py"),
+    ],
+)
+def test_a_file_that_raises_is_named_with_the_line(tmp_path, code, message):
+    path = write(tmp_path, "bad.py", code)
+    with pytest.raises(RewardError) as caught:
+        load_reward(f"{path}:f")
+    assert message in str(caught.value).replace(f"{tmp_path}/", "")
+    assert "_spannerlm_reward_bad" not in sys.modules
+    sys.path.remove(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("reference", "message"),
+    [
+        ("reward.py", "expected path/to/file.py:function or package.module:function, got 'reward.py'"),
+        (":f", "expected path/to/file.py:function"),
+        ("{folder}/rewrd.py:f", "expected a Python file, found none; did you mean 'reward.py'"),
+        ("{folder}:f", "expected a Python file, found none"),
+        ("{folder}/reward.txt:f", "expected the name of a Python file, ending in .py"),
+    ],
+)
+def test_a_reference_that_leads_nowhere(tmp_path, reference, message):
+    write(tmp_path, "reward.py", "")
+    write(tmp_path, "reward.txt", "")
+    with pytest.raises(InputError, match="reward") as caught:
+        load_reward(reference.format(folder=tmp_path))
+    assert message in str(caught.value)
+
+
+# --- as TRL's users have them ----------------------------------------------------------------------------------------
+
+TRLS = """
+def messages(prompts, completions, **kwargs):
+    assert [m["role"] for m in prompts[0]] == ["system", "user"]
+    return [float(len(c[0]["content"])) for c in completions]
+
+def logging(completions, log_extra, log_metric, trainer_state, **kwargs):
+    assert trainer_state is None
+    log_extra("words", [len(c.split()) for c in completions])
+    log_metric("longest", max(map(len, completions)))
+    return [1.0 for _ in completions]
+
+def tokens(completions, completion_ids, **kwargs):
+    return [float(len(ids)) for ids in completion_ids]
+
+def pairs(prompts, completions, opponents):
+    return [float(a[0]["content"] > b[0]["content"]) for a, b in zip(completions, opponents)]
+"""
+
+
+@pytest.fixture
+def trls(tmp_path):
+    return write(tmp_path, "trls.py", TRLS)
+
+
+def test_conversational_rewards_get_messages(trls):
+    reward = load_reward(f"{trls}:messages", conversational=True, system="Be kind.")
+    assert call_reward(reward, ["p", "p"], ["four", "a"], {}) == [4.0, 1.0]
+    compare = load_compare(f"{trls}:pairs", conversational=True)
+    assert call_comparison(compare, ["p"], ["b"], ["a"], {}) == [1.0]
+
+
+def test_what_a_trainer_hands_over_is_there_where_it_is_named(trls):
+    assert call_reward(load_reward(f"{trls}:logging", ["answer"]), ["p"], ["x y"], {"answer": [1]}) == [1.0]
+
+
+def test_tokens_are_asked_for_in_vain(trls):
+    with pytest.raises(InputError, match="needs completion_ids, tokens that are not known here"):
+        load_reward(f"{trls}:tokens")
+
+
+def test_rewards_of_installed_modules_are_called_as_they_are():
+    """TRL's own, on the messages that its trainers would give."""
+    from trl.rewards import think_format_reward
+
+    reward = load_reward("trl.rewards:think_format_reward", [], conversational=True)
+    texts = ["<think>so</think>yes", "yes", "<think>so"]
+    own = think_format_reward([[{"role": "assistant", "content": text}] for text in texts])
+    assert call_reward(reward, ["p"] * 3, texts, {}) == own == [1.0, 0.0, 0.0]
+    with pytest.raises(InputError, match="expected a module that is installed"):
+        load_reward("no_such_module:f")
+    with pytest.raises(InputError, match="expected a function 'nothing', found none"):
+        load_reward("trl.rewards:nothing")
