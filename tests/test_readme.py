@@ -18,6 +18,7 @@ import pytest
 
 from spannerlm import sourcing
 from spannerlm.config import load_config
+from spannerlm.tasks import load_model, load_task
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -79,6 +80,19 @@ def test_the_sources_that_are_shown_are_read(folder: Path, monkeypatch: pytest.M
     assert kinds == {"numeric", "function", "judge"}
 
 
+def test_the_server_that_is_shown_is_read(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KEY", "secret")
+    rest = [line for line in blocks("file: my.yaml")[0][0].splitlines() if not line.startswith("model:")]
+    (folder / "other.yaml").write_text("\n".join([*rest, blocks("server")[0][0]]))
+    config = load_config(folder / "other.yaml")
+    loaded = load_model(config, load_task(config), folder)  # nothing is sent before the first draw
+    assert (loaded.name, loaded.hidden_size) == ("my-model", None)
+    page = re.search(r"```yaml\n(.*?)```", (ROOT / "docs" / "SERVERS.md").read_text(), flags=re.DOTALL)
+    assert page is not None
+    (folder / "page.yaml").write_text("\n".join([*rest, page[1]]))
+    assert load_config(folder / "page.yaml").server.retries == 6
+
+
 @pytest.mark.slow
 def test_every_shell_command_runs(folder: Path) -> None:
     commands = [line.split("#")[0].strip() for line in blocks("runs: shell")[0][0].splitlines()]
@@ -87,6 +101,23 @@ def test_every_shell_command_runs(folder: Path) -> None:
         run(shlex.split(command), folder)
     assert (folder / "runs" / "own" / "report.html").exists()
     assert (folder / "runs" / "own.backup").exists()
+    serve, *exports = [line.split("#")[0].strip() for line in blocks("runs: onwards")[0][0].splitlines()]
+    for command in exports:
+        run(shlex.split(command), folder)
+    assert (folder / "sft.jsonl").read_text()
+    assert (folder / "pairs" / "README.md").exists()
+    script = str(Path(sys.executable).parent / "spannerlm")
+    with subprocess.Popen(
+        [script, *shlex.split(serve)[1:], "--port", "0"], cwd=folder, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        address = process.stdout.readline().split(" at ")[1].strip()
+        body = json.dumps({"model": "own", "messages": [{"role": "user", "content": "my printer is hot ;"}]})
+        asked = urllib.request.Request(
+            f"{address}/chat/completions", body.encode(), {"content-type": "application/json"}
+        )
+        assert json.loads(urllib.request.urlopen(asked).read())["usage"]["spannerlm"]["draws"] >= 64
+        process.send_signal(signal.SIGINT)
     coverage = [line.split("#")[0].strip() for line in blocks("runs: coverage")[0][0].splitlines()]
     for command in coverage:  # the last one looks at the run that the first command above has made
         run([*shlex.split(command), "--quiet"], folder)
@@ -197,6 +228,8 @@ def test_the_make_targets_and_files_it_names_exist() -> None:
         "docs/COVERAGE.md",
         "docs/label.png",
         "docs/LABELS.md",
+        "docs/SERVERS.md",
+        "examples/handover.py",
         "CONTRIBUTING.md",
     ]
     for path in [*re.findall(r"((?:benchmarks|training)/\w+\.py)`", README), *named]:
