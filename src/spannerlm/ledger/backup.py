@@ -96,7 +96,7 @@ def restore(file: Path, directory: Path) -> None:
     try:
         with closing(sqlite3.connect(temporary, isolation_level=None)) as source:
             for name, data in source.execute("SELECT name, data FROM shard"):
-                if Path(name).name != name:
+                if not isinstance(name, str) or Path(name).name != name or not isinstance(data, bytes):
                     raise LedgerCorruptError(f"{file}: {name!r} is not the name of a shard")
                 durable_write(directory / DRAWS / name, data)
             source.execute("DROP TABLE shard")

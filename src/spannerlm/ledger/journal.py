@@ -151,6 +151,10 @@ class Journal:
         journal = cls(_connect_reader(database), directory, None, no_trace)
         try:
             journal._head = journal._check(None)
+            if problems := journal.structure():
+                raise LedgerCorruptError(
+                    f"{directory}: the rows are in a damaged file ({problems[0]}); nothing was made"
+                )
             check(journal)
             journal._move_head(journal._head)
         finally:
