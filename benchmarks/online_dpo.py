@@ -61,6 +61,7 @@ def online(labels: int, rate: float, beta: float, seed: int, heldout: tuple[str,
             beta=beta,
             temperature=1.0,
             max_new_tokens=32,
+            dataloader_drop_last=True,  # a smaller batch would leave labels over
             max_length=64,
             **example.quiet(seed),
         )

@@ -200,6 +200,9 @@ class Person:
 def test_two_people_rate_pairs_while_the_server_is_killed(tmp_path: Path, browser: Any) -> None:
     server = Server(tmp_path / "run")
     ann, bob = Person(browser, server, "ann"), Person(browser, server, "bob")
+    owner = browser.new_page()  # watches all the while
+    owner.goto(server.url + "/owner")
+    owner.wait_for_selector("#title:has-text('0 of')")
     keys = "1213" * 10
     for i in range(6):
         ann.press(keys[i])
@@ -229,6 +232,9 @@ def test_two_people_rate_pairs_while_the_server_is_killed(tmp_path: Path, browse
             break
     bob_final = dict(bob.meant)
     panel = json.loads(urllib.request.urlopen(server.url + "/owner/panel").read())
+    assert panel["labels"] >= 30
+    owner.wait_for_selector(f"#title:has-text('{panel['labels']} of')")
+    assert {"ann", "bob"} <= set(owner.locator("#raters").inner_text().split())
     server.kill()
     with opened(tmp_path / "run") as run:
         answers = [answer for answer in run.answers() if answer.status == "label"]

@@ -32,6 +32,8 @@ async function look() {
     if (found.predicted_regret !== undefined) boxes.push(figure(short(found.predicted_regret), "predicted regret, in reward units"));
     if (found.labels_to_target !== null && found.labels_to_target !== undefined) {
       boxes.push(figure(`≈ ${found.labels_to_target}`, `more labels to a regret of ${short(found.target_regret)}`));
+    } else if (found.predicted_regret !== undefined && !found.target_regret) {
+      boxes.push(figure("–", "no target_regret was set: labels to it are not known"));
     }
     $("figures").replaceChildren(...boxes);
     $("raters").replaceChildren(...found.raters.map((one) => {
