@@ -1,12 +1,13 @@
 """The user's own functions: reward and comparison functions good and bad, and those of TRL's users as they are."""
 
 import inspect
+import logging
 import sys
 
 import pytest
 
 from spannerlm.errors import InputError, RewardError
-from spannerlm.functions import load_compare, load_reward
+from spannerlm.functions import combined, load_compare, load_reward
 from spannerlm.rewards import call_comparison, call_reward, is_pure
 
 
@@ -196,6 +197,15 @@ def logging(completions, log_extra, log_metric, trainer_state, **kwargs):
     log_metric("longest", max(map(len, completions)))
     return [1.0 for _ in completions]
 
+def open_ended(completions, **kwargs):
+    assert set(kwargs) == {"prompts", "answer", "trainer_state", "log_extra", "log_metric"}
+    kwargs["log_metric"]("best", 2.5)
+    return [None if a is None else float(a) for a in kwargs["answer"]]
+
+async def scheduled(completions, trainer_state=None, **kwargs):
+    step = trainer_state.global_step if trainer_state else 0
+    return [step + 0.5 for _ in completions]
+
 def tokens(completions, completion_ids, **kwargs):
     return [float(len(ids)) for ids in completion_ids]
 
@@ -216,8 +226,19 @@ def test_conversational_rewards_get_messages(trls):
     assert call_comparison(compare, ["p"], ["b"], ["a"], {}) == [1.0]
 
 
-def test_what_a_trainer_hands_over_is_there_where_it_is_named(trls):
-    assert call_reward(load_reward(f"{trls}:logging", ["answer"]), ["p"], ["x y"], {"answer": [1]}) == [1.0]
+def test_what_a_trainer_hands_over_is_there_and_what_is_logged_is_in_the_log(trls, caplog):
+    caplog.set_level(logging.INFO, "spannerlm.functions")
+    columns = {"answer": [1, None]}
+    assert call_reward(load_reward(f"{trls}:logging", ["answer"]), ["p"] * 2, ["x y", "z"], columns) == [1.0, 1.0]
+    assert call_reward(load_reward(f"{trls}:open_ended"), ["p"] * 2, ["x", "y"], columns) == [1.0, None]
+    assert call_reward(load_reward(f"{trls}:scheduled"), ["p"] * 2, ["x", "y"], columns) == [0.5, 0.5]
+    said = [record.getMessage().removeprefix(f"{trls}: ") for record in caplog.records]
+    assert said == ["logging: words = [2, 1]", "logging: longest = 3", "open_ended: best = 2.5"]
+
+
+def test_a_trainers_argument_is_never_a_column(trls):
+    """A column of that name can come from elsewhere than a file; the trainer's own wins, as in TRL."""
+    assert call_reward(load_reward(f"{trls}:logging"), ["p"], ["x"], {"trainer_state": ["no"]}) == [1.0]
 
 
 def test_tokens_are_asked_for_in_vain(trls):
@@ -237,3 +258,54 @@ def test_rewards_of_installed_modules_are_called_as_they_are():
         load_reward("no_such_module:f")
     with pytest.raises(InputError, match="expected a function 'nothing', found none"):
         load_reward("trl.rewards:nothing")
+
+
+def test_trls_accuracy_reward_skips_what_it_can_not_read():
+    from trl.rewards import accuracy_reward
+
+    reward = load_reward("trl.rewards:accuracy_reward", ["solution"], conversational=True)
+    texts, solution = [r"\boxed{\frac{1}{3}}", r"\boxed{\frac{1}{2}}", "x"], [r"\frac{1}{3}", r"\frac{1}{3}", ""]
+    own = accuracy_reward([[{"role": "assistant", "content": text}] for text in texts], solution)
+    assert call_reward(reward, ["p"] * 3, texts, {"solution": solution}) == own == [1.0, 0.0, None]
+    with pytest.raises(InputError, match="expected the argument 'solution' to be a column"):
+        load_reward("trl.rewards:accuracy_reward", ["solutions"], conversational=True)
+
+
+# --- several at once -------------------------------------------------------------------------------------------------
+
+
+def first(prompts, completions, level):
+    return [None if k is None else float(k) for k in level]
+
+
+async def second(completions, **columns):
+    return [None if text == "skip" else float(len(text)) for text in completions]
+
+
+def test_several_rewards_are_the_weighted_sum_that_trl_takes():
+    """Against torch's nansum, which is TRL's; a completion without any reward has no label, where TRL has 0."""
+    import torch
+
+    texts, level, weights = ["a", "skip", "bcd", "skip"], [1, 2, None, None], [0.5, -2.0]
+    reward = combined([first, second], weights)
+    found = call_reward(reward, ["p"] * 4, texts, {"level": level})
+    table = torch.tensor([[1.0, 1.0], [2.0, torch.nan], [torch.nan, 3.0], [torch.nan, torch.nan]])
+    wanted = (table * torch.tensor(weights)).nansum(dim=1).tolist()
+    assert found[:3] == wanted[:3] == [-1.5, 1.0, -6.0]
+    assert (found[3], wanted[3]) == (None, 0.0)
+    assert call_reward(combined([first, second]), ["p"] * 4, texts, {"level": level}) == [2.0, 2.0, 3.0, None]
+    assert (reward.__name__, is_pure(reward)) == ("first+second", False)
+
+
+@pytest.mark.parametrize(("functions", "weights"), [([], None), ([first], [1, 2]), ([first], [float("nan")])])
+def test_weights_that_do_not_fit_are_refused(functions, weights):
+    with pytest.raises(InputError, match="combined: expected one reward function at least and a finite weight for"):
+        combined(functions, weights)
+
+
+def test_a_mistake_of_one_of_several_is_told():
+    def broken(prompts, completions):
+        return ["x"]
+
+    with pytest.raises(RewardError, match="reward 0: expected a number or None"):
+        call_reward(combined([second, broken]), ["p"], ["a"], {})

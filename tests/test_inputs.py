@@ -155,6 +155,10 @@ def test_prompts_of_messages_are_the_users_words_and_their_system_prompt(tmp_pat
         (talk("one", {"role": "assistant", "content": "x"}), "got the roles ['assistant', 'user']"),
         (talk(""), "content: expected text, got an empty prompt"),
         (talk(3), "content: expected text, got 3"),
+        (talk([{"role": "user", "content": "x"}]), "content: expected text, got [{'role': 'user'"),
+        ('{"prompt": [{"role": "user"}]}\n', "content: expected text, got nothing"),
+        ('{"prompt": []}\n', "prompt: expected text, got []"),
+        ('{"prompt": "a", "trainer_state": 1}\n', "trainer_state: expected another name for this column"),
     ],
 )
 def test_other_conversations_are_refused(tmp_path, content, says):

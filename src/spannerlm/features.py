@@ -168,7 +168,7 @@ class LogprobLength:
         if np.isnan(batch.logprobs).any():
             raise ModelError(
                 "features: expected log-probabilities for logprob-length, this model's server tells none: set features "
-                "to ngrams, embeddings or encoder"
+                "to ngrams, or to a function of your own"
             )
         return _round(np.stack([batch.logprobs, batch.lengths], axis=1) / self.typical)
 

@@ -1,8 +1,9 @@
 """The user's own functions: rewards and comparisons, as TRL users know them. What is wrong is named with file and line.
 
 A function is called by name with ``prompts``, ``completions`` and the columns of the prompts, as TRL's trainers call
-it; sync or async; lists of messages where the prompts are. Of what trainers hand over beside that, ``log_extra``,
-``log_metric`` and ``trainer_state`` are given to functions that name them: notes are kept, and there is no trainer.
+it; sync or async; lists of messages where the prompts are. Of what trainers hand over beside that, a function gets
+``trainer_state``, which is None, for there is no trainer, and ``log_extra`` and ``log_metric``, which write to the
+logger `spannerlm.functions` at level INFO. ``completion_ids`` are not known here.
 """
 
 from __future__ import annotations
@@ -11,9 +12,11 @@ import functools
 import importlib
 import importlib.util
 import inspect
+import logging
+import math
 import sys
 import traceback
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -21,7 +24,9 @@ from typing import Any
 from spannerlm import fields
 from spannerlm.errors import InputError, RewardError
 from spannerlm.inputs import kind_of, near, siblings
-from spannerlm.rewards import CompareFunction, RewardFunction
+from spannerlm.rewards import CompareFunction, RewardFunction, call_reward, is_pure
+
+LOG = logging.getLogger(__name__)
 
 
 def load_reward(
@@ -40,7 +45,7 @@ def load_reward(
     def reward(prompts: Any, completions: Any, **others: Any) -> Any:
         if conversational:
             prompts, completions = as_prompts(prompts, system), as_completions(completions)
-        return function(prompts=prompts, completions=completions, **others, **extras)
+        return function(prompts=prompts, completions=completions, **{**others, **extras})
 
     return reward
 
@@ -58,7 +63,7 @@ def load_compare(
         if conversational:
             prompts = as_prompts(prompts, system)
             completions, opponents = as_completions(completions), as_completions(opponents)
-        return function(prompts=prompts, completions=completions, opponents=opponents, **others, **extras)
+        return function(prompts=prompts, completions=completions, opponents=opponents, **{**others, **extras})
 
     return compare
 
@@ -74,20 +79,33 @@ def as_completions(texts: Sequence[str]) -> list[list[dict[str, str]]]:
     return [[{"role": "assistant", "content": text}] for text in texts]
 
 
-class Notes:
-    """What a reward function has logged, as a trainer would take it: the last values by name."""
+def combined(functions: Sequence[RewardFunction], weights: Sequence[float] | None = None) -> RewardFunction:
+    """The weighted sum of reward functions: TRL's ``reward_funcs`` and ``reward_weights``, which are 1 if None.
 
-    def __init__(self) -> None:
-        self.extra: dict[str, list[Any]] = {}
-        self.metrics: dict[str, float] = {}
+    A function that returns None for a completion does not count there. Where all do there is no label (None); TRL's
+    sum is 0. Functions are called one after another, each as `rewards.call_reward` does. Cost: one label a completion.
+    Raises `InputError` unless there is a function, and one finite weight for each.
+    """
+    parts = list(functions)
+    shares = [1.0] * len(parts) if weights is None else [float(weight) for weight in weights]
+    if not parts or len(shares) != len(parts) or not all(map(math.isfinite, shares)):
+        raise InputError(
+            f"combined: expected one reward function at least and a finite weight for each, got {len(parts)} functions "
+            f"and the weights {shares}"
+        )
 
-    def log_extra(self, column: str, values: Sequence[Any]) -> None:
-        """Keep a column of values."""
-        self.extra[column] = list(values)
+    def reward(prompts: Sequence[str], completions: Sequence[str], **columns: Any) -> list[float | None]:
+        table = [call_reward(part, prompts, completions, columns) for part in parts]  # [functions, k]
+        return [_weighted(row, shares) for row in zip(*table, strict=True)]
 
-    def log_metric(self, name: str, value: float) -> None:
-        """Keep a number."""
-        self.metrics[name] = value
+    reward.__name__ = "+".join(str(getattr(part, "__name__", type(part).__name__)) for part in parts)
+    reward.pure = all(map(is_pure, parts))  # type: ignore[attr-defined]
+    return reward
+
+
+def _weighted(row: Sequence[float | None], weights: Sequence[float]) -> float | None:
+    terms = [weight * value for weight, value in zip(weights, row, strict=True) if value is not None]
+    return math.fsum(terms) if terms else None
 
 
 TEXTS = {"reward": ("prompts", "completions"), "compare": ("prompts", "completions", "opponents")}
@@ -187,9 +205,8 @@ def _check_signature(key: str, function: Any, place: str, columns: Collection[st
             f"{key}: {place}: expected a function of texts, got one that needs completion_ids, tokens that are not "
             "known here; give that argument a default, or count words"
         )
-    notes = Notes()
-    offered = {"trainer_state": None, "log_extra": notes.log_extra, "log_metric": notes.log_metric}
-    extras = {name: value for name, value in offered.items() if name in named}
+    everything = open_ended and key == "reward"  # as TRL has it; it knows no comparison functions
+    extras = {name: value for name, value in _offered(place).items() if everything or name in named}
     for name, parameter in named.items():
         if name in extras:
             continue
@@ -201,3 +218,15 @@ def _check_signature(key: str, function: Any, place: str, columns: Collection[st
                 f"{have}{near(name, columns)}; give it a default, or add the column"
             )
     return extras
+
+
+def _offered(place: str) -> Mapping[str, Any]:
+    """What TRL's trainers hand over beside texts and columns, as far as it has a meaning here."""
+
+    def log_extra(column: str, values: Sequence[Any]) -> None:
+        LOG.info("%s: %s = %s", place, column, list(values))
+
+    def log_metric(name: str, value: float) -> None:
+        LOG.info("%s: %s = %s", place, name, value)
+
+    return {"trainer_state": None, "log_extra": log_extra, "log_metric": log_metric}

@@ -24,7 +24,9 @@ LARGEST_TEXT = 16 * 2**20
 """Bytes of one prompt at most: longer than the context of any model, short enough to be handled whole."""
 SHOWN = 5
 """Mistakes of a file that are listed; a file with one has often thousands of the same kind."""
-RESERVED = ("prompts", "completions", "opponents", "replicate", "idempotency_key")
+TRAINERS = ("completion_ids", "trainer_state", "log_extra", "log_metric")
+"""Arguments that TRL's trainers hand over beside texts and columns."""
+RESERVED = ("prompts", "completions", "opponents", "replicate", "idempotency_key", *TRAINERS)
 """Arguments of a reward function that no column can be handed over as."""
 
 
@@ -229,8 +231,12 @@ def _wrong_prompt(value: Any) -> str | None:
         roles = [item["role"] for item in value]
         if roles not in (["user"], ["system", "user"]):
             return f"expected one message of the user, perhaps behind one of the system, got the roles {roles}"
-        wrong = [_wrong_prompt(item.get("content")) for item in value]
+        wrong = [_wrong_text(item.get("content")) for item in value]
         return next((f"content: {why}" for why in wrong if why), None)
+    return _wrong_text(value)
+
+
+def _wrong_text(value: Any) -> str | None:
     if not isinstance(value, str):
         return f"expected text, got {kind_of(value)}"
     if not value.strip():

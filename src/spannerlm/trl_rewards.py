@@ -10,11 +10,9 @@ import numpy as np
 
 from spannerlm.backends.oracle import ModelOracle
 from spannerlm.errors import InputError, RewardError
+from spannerlm.inputs import TRAINERS
 from spannerlm.rewards import RewardFunction, ask_reward
 from spannerlm.tilted import TiltedPolicy, load_policy
-
-TRAINERS = ("completion_ids", "trainer_state", "log_extra", "log_metric", "environments")
-"""What TRL's trainers hand over beside texts and columns."""
 
 TrlReward = Callable[..., list[float | None]]
 
@@ -28,7 +26,7 @@ def for_trl(reward: RewardFunction, name: str | None = None) -> TrlReward:
     """
 
     def called(prompts: Sequence[Any], completions: Sequence[Any], **columns: Any) -> list[float | None]:
-        own = {key: values for key, values in columns.items() if key not in TRAINERS}
+        own = {key: values for key, values in columns.items() if key not in (*TRAINERS, "environments")}
         answers = ask_reward(reward, [_text(p) for p in prompts], [_text(c) for c in completions], own)
         if bad := [answer for answer in answers if answer is not None and not isinstance(answer, float)]:
             raise RewardError(f"{called.__name__}: expected numbers or None for a trainer, got {bad[0]}")

@@ -342,7 +342,7 @@ class ServerModel:
 def _no_states(hidden: Sequence[str]) -> None:
     if hidden:
         raise InputError(
-            "features: a model behind a server shows no hidden states: set features: ngrams, embeddings or encoder"
+            "features: a model behind a server shows no hidden states: set features: ngrams, or a function of your own"
         )
 
 
