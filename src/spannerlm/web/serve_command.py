@@ -79,6 +79,7 @@ def serve(
             place.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
                 place.bind((host, port))
+                place.listen(128)  # before the address is told: who reads it may ask at once
             except OSError as error:
                 raise InputError(
                     f"{host}:{port}: could not be listened on ({error.strerror}): choose another"
