@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from spannerlm.backends.wire import Plan, Reply, Request, parsed, request
+from spannerlm.backends.wire import NEUTRAL, Plan, Reply, Request, parsed, request
 
 TOKENS = ["hello", "there", "please", "charge", "the", "battery", "good", "luck", "</s>"]
 LOGPROBS = [
@@ -109,7 +109,7 @@ def test_a_request_has_what_the_documented_protocol_names() -> None:
         "n": 3,
         "stop": ["x"],
         "seed": 5,
-        "top_k": -1,
+        **NEUTRAL,
         "logprobs": 1,
     }
     chat = request(Plan("chat"), "m", "Hi", n=1, limit=7, seed=5, behind="Well,", system="Be kind.").body

@@ -1,7 +1,7 @@
 """A model behind an OpenAI-compatible server as sampling oracle: vLLM, SGLang, ``transformers serve``, hosted ones.
 
-pi_ref is what the server samples at temperature 1 and top_p 1; from vLLM and SGLang with top_k -1 as well, so that the
-model's own generation settings do not narrow it. Elsewhere a top_k that the server was started with stays in force.
+pi_ref is what the server samples at temperature 1 and top_p 1; from vLLM and SGLang without top_k, min_p and penalties
+as well, so that the model's own settings do not change it. Elsewhere what it was started with stays in force.
 What a server honours is found out at the first call (`spannerlm.backends.probing`) and said in ``warnings``.
 """
 

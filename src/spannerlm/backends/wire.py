@@ -14,6 +14,15 @@ FINISHED = {"stop", "eos", "eos_token", "end_turn", "stop_sequence"}
 CHARACTERS = 4
 """Characters of a token, where nobody counts them."""
 
+NEUTRAL = {
+    "top_k": -1,
+    "min_p": 0.0,
+    "repetition_penalty": 1.0,
+    "presence_penalty": 0.0,
+    "frequency_penalty": 0.0,
+}
+"""Settings that leave the law alone: where a request is silent, vLLM and SGLang take the model's own."""
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -28,7 +37,7 @@ class Plan:
     stop: bool = True
     """Whether stop strings are honoured, or at least ignored; else responses are cut when they have come."""
     unlimited: bool = False
-    """Whether a ``top_k`` of -1 is understood: some servers take a smaller one from the model's own settings."""
+    """Whether `NEUTRAL` is understood: some servers take other settings from the model's own."""
     limit: str = "max_tokens"
     """What the token limit is called."""
     warnings: tuple[str, ...] = ()
@@ -142,7 +151,7 @@ def request(
     if plan.seed:
         body["seed"] = seed
     if plan.unlimited:
-        body["top_k"] = -1
+        body |= NEUTRAL
     if plan.logprobs:
         body["logprobs"] = 1 if plan.api == "completions" else True
     return Request("/completions" if plan.api == "completions" else "/chat/completions", body, n, exact)
