@@ -10,16 +10,17 @@ A row depends on its prompt and response alone, up to the float noise of the for
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 from typing import Any, ClassVar, Literal, Protocol, cast
 
 import numpy as np
-from scipy.special import ndtri
 
+from spannerlm.embedding import EmbeddingFeatures, EncoderFeatures
 from spannerlm.errors import InputError, ModelError
+from spannerlm.feature_parts import gaussian_projection, nearest, number, one_of, rounded, whole
+from spannerlm.http import Usage
 from spannerlm.records import FloatArray, Generated, IntArray
 
 Pooling = Literal["mean", "before-eos"]
@@ -71,13 +72,13 @@ class HiddenStates:
     """Further factor on every feature."""
 
     def __post_init__(self) -> None:
-        _whole("hidden_size", self.hidden_size, 1)
-        _whole("layer", self.layer, None)
-        _whole("seed", self.seed, 0)
+        whole("hidden_size", self.hidden_size, 1)
+        whole("layer", self.layer, None)
+        whole("seed", self.seed, 0)
         if self.project is not None:
-            _whole("project", self.project, 1)
-        _one_of("pooling", self.pooling, ("mean", "before-eos"))
-        _number("scale", self.scale)
+            whole("project", self.project, 1)
+        one_of("pooling", self.pooling, ("mean", "before-eos"))
+        number("scale", self.scale)
 
     @property
     def dim(self) -> int:
@@ -98,7 +99,7 @@ class HiddenStates:
         states = _pooled(batch, self.hidden[0], self.hidden_size)
         if self._matrix is not None:
             states = states @ self._matrix  # [n, d']
-        return _round(states * (self.scale / np.sqrt(self.hidden_size)))
+        return rounded(states * (self.scale / np.sqrt(self.hidden_size)))
 
     def spec(self) -> dict[str, Any]:
         """JSON object that rebuilds this map."""
@@ -121,11 +122,11 @@ class NGrams:
 
     def __post_init__(self) -> None:
         for name in ("dim", "low", "high"):
-            _whole(name, getattr(self, name), 1)
+            whole(name, getattr(self, name), 1)
         if self.high < self.low:
             raise InputError(f"n-grams: expected low <= high, got low={self.low}, high={self.high}; swap them")
-        _one_of("analyzer", self.analyzer, ("word", "char"))
-        _number("scale", self.scale)
+        one_of("analyzer", self.analyzer, ("word", "char"))
+        number("scale", self.scale)
 
     @cached_property
     def _vectorizer(self) -> Any:
@@ -142,7 +143,7 @@ class NGrams:
 
     def __call__(self, batch: Generated) -> FloatArray:
         """[n, d] signed, normalised n-gram counts."""
-        return _round(self._vectorizer.transform(batch.responses).toarray() * self.scale)
+        return rounded(self._vectorizer.transform(batch.responses).toarray() * self.scale)
 
     def spec(self) -> dict[str, Any]:
         """JSON object that rebuilds this map."""
@@ -159,7 +160,7 @@ class LogprobLength:
     """Tokens of a typical response; with it both features are O(1)."""
 
     def __post_init__(self) -> None:
-        _number("typical", self.typical)
+        number("typical", self.typical)
         if self.typical <= 0:
             raise InputError(f"features: expected a positive number for typical, got {self.typical!r}")
 
@@ -168,9 +169,9 @@ class LogprobLength:
         if np.isnan(batch.logprobs).any():
             raise ModelError(
                 "features: expected log-probabilities for logprob-length, this model's server tells none: set features "
-                "to ngrams, or to a function of your own"
+                "to ngrams, embeddings or encoder"
             )
-        return _round(np.stack([batch.logprobs, batch.lengths], axis=1) / self.typical)
+        return rounded(np.stack([batch.logprobs, batch.lengths], axis=1) / self.typical)
 
     def spec(self) -> dict[str, Any]:
         """JSON object that rebuilds this map."""
@@ -194,7 +195,7 @@ class Concatenation:
                 "give one for each or leave them out"
             )
         for weight in self.weights:
-            _number("weights", weight)
+            number("weights", weight)
 
     @property
     def dim(self) -> int:
@@ -206,11 +207,17 @@ class Concatenation:
         """Union of what the parts need, in order."""
         return tuple(dict.fromkeys(name for part in self.parts for name in part.hidden))
 
+    @property
+    def usage(self) -> Usage | None:
+        """What servers behind the parts were asked for; None where there is none."""
+        paid = [usage for part in self.parts if (usage := getattr(part, "usage", None)) is not None]
+        return sum(paid[1:], paid[0]) if paid else None
+
     def __call__(self, batch: Generated) -> FloatArray:
         """[n, d] the weighted blocks."""
         weights = self.weights or (1.0,) * len(self.parts)
         blocks = [weight * part(batch) for part, weight in zip(self.parts, weights, strict=True)]
-        return _round(np.concatenate(blocks, axis=1))
+        return rounded(np.concatenate(blocks, axis=1))
 
     def spec(self) -> dict[str, Any]:
         """JSON object that rebuilds this map."""
@@ -232,7 +239,7 @@ class CallableFeatures:
     def __call__(self, batch: Generated) -> FloatArray:
         """[n, d] what the function returned, checked: n rows, d columns, finite; else InputError."""
         n = len(batch.responses)
-        return _round(_called(self.function, [batch.prompt] * n, list(batch.responses), (n, self.dim)))
+        return rounded(_called(self.function, [batch.prompt] * n, list(batch.responses), (n, self.dim)))
 
     def spec(self) -> dict[str, Any]:
         """Raise InputError: a Python function is not JSON."""
@@ -247,7 +254,8 @@ def feature_map(config: Any, hidden_size: int | None = None) -> FeatureMap:
     """Feature map from a JSON specification, a short name, a list (concatenation), a function or a map itself.
 
     Names: ``hidden``, ``mean:LAYER``, ``before-eos:LAYER`` (projected to 256 where the model is wider), ``ngrams``,
-    ``logprob-length``. ``hidden_size`` is the model's width D, for maps of hidden states that do not state it.
+    ``logprob-length``, ``encoder:MODEL`` (a directory or hub id).
+    ``hidden_size`` is the model's width D, for maps of hidden states that do not state it.
     InputError names what is wrong and the nearest valid word.
     """
     if isinstance(config, str):
@@ -276,30 +284,21 @@ def centre(features: FloatArray, counts: IntArray) -> FloatArray:
     return features - (counts @ features) / total
 
 
-def gaussian_projection(rows: int, columns: int, seed: int) -> FloatArray:
-    """[rows, columns] of N(0, 1/columns) entries: keeps squared norms in expectation.
-
-    Made from the raw bit stream of PCG64 and the normal quantile, which no NumPy release may change, because a saved
-    policy rebuilds it from the seed alone.
-    """
-    raw = np.random.PCG64(seed).random_raw(rows * columns)
-    uniform = ((raw >> np.uint64(11)).astype(np.float64) + 0.5) / 2.0**53
-    return np.asarray(ndtri(uniform).reshape(rows, columns) / np.sqrt(columns), dtype=np.float64)
-
-
 def _from_name(name: str, hidden_size: int | None) -> FeatureMap:
     kind, _, layer = name.partition(":")
     if kind in ("hidden", "mean", "before-eos"):
         pooling, width = "mean" if kind == "hidden" else kind, _width(hidden_size)
         project = WIDEST_HIDDEN if width > WIDEST_HIDDEN else None
         try:
-            number = int(layer or -1)
+            at = int(layer or -1)
         except ValueError:
             raise InputError(f"features: expected a layer number after ':', got {name!r}; try '{kind}:-1'") from None
-        return HiddenStates(width, number, cast(Pooling, pooling), project)
+        return HiddenStates(width, at, cast(Pooling, pooling), project)
+    if kind == "encoder" and layer:
+        return EncoderFeatures(layer)
     if not layer and kind in ("ngrams", "logprob-length"):
         return _from_mapping({"kind": kind}, hidden_size)
-    raise InputError(f"features: unknown name {name!r};{_nearest(kind, (*_KINDS, 'mean', 'before-eos'))}")
+    raise InputError(f"features: unknown name {name!r};{nearest(kind, (*_KINDS, 'mean', 'before-eos'))}")
 
 
 def _from_mapping(config: Mapping[str, Any], hidden_size: int | None) -> FeatureMap:
@@ -308,10 +307,10 @@ def _from_mapping(config: Mapping[str, Any], hidden_size: int | None) -> Feature
     if kind == "callable":
         raise InputError("features: a Python function is not stored in a file; pass it again as features=...")
     if kind not in _KINDS:
-        raise InputError(f"features: unknown kind {kind!r};{_nearest(str(kind), tuple(_KINDS))}")
+        raise InputError(f"features: unknown kind {kind!r};{nearest(str(kind), tuple(_KINDS))}")
     build, known = _KINDS[kind]
     for key in options.keys() - set(known):
-        raise InputError(f"features: unknown key {key!r} for kind {kind!r};{_nearest(str(key), known)}")
+        raise InputError(f"features: unknown key {key!r} for kind {kind!r};{nearest(str(key), known)}")
     if kind == "concat":
         parts = tuple(feature_map(part, hidden_size) for part in options.get("parts", ()))
         return Concatenation(parts, tuple(options.get("weights", ())))
@@ -324,6 +323,8 @@ _KINDS: dict[str, tuple[Callable[..., Any], tuple[str, ...]]] = {
     "hidden": (HiddenStates, ("hidden_size", "layer", "pooling", "project", "seed", "scale")),
     "ngrams": (NGrams, ("dim", "low", "high", "analyzer", "scale")),
     "logprob-length": (LogprobLength, ("typical",)),
+    "embeddings": (EmbeddingFeatures, tuple(f.name for f in fields(EmbeddingFeatures))),
+    "encoder": (EncoderFeatures, tuple(f.name for f in fields(EncoderFeatures))),
     "concat": (Concatenation, ("parts", "weights")),
 }
 
@@ -372,32 +373,7 @@ def _pooled(batch: Generated, name: str, width: int) -> FloatArray:
     return states
 
 
-def _round(values: FloatArray) -> FloatArray:
-    return np.asarray(np.asarray(values, dtype=np.float32), dtype=np.float64)
-
-
 def _width(hidden_size: int | None) -> int:
     if hidden_size is None:
         raise InputError("features: hidden states need hidden_size, the width of the model; pass it")
     return hidden_size
-
-
-def _whole(name: str, value: int, least: int | None) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or (least is not None and value < least):
-        bound = "" if least is None else f" of at least {least}"
-        raise InputError(f"features: expected a whole number{bound} for {name}, got {value!r}")
-
-
-def _number(name: str, value: float) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not np.isfinite(value):
-        raise InputError(f"features: expected a finite number for {name}, got {value!r}")
-
-
-def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise InputError(f"features: expected {name} to be one of {', '.join(allowed)}, got {value!r}")
-
-
-def _nearest(word: str, known: Sequence[str]) -> str:
-    close = difflib.get_close_matches(word, known, n=1)
-    return f" did you mean {close[0]!r}?" if close else f" valid: {', '.join(known)}"

@@ -6,7 +6,7 @@ import datetime
 import email.utils
 import math
 import os
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -36,6 +36,10 @@ class Usage:
             self.completion_tokens + completion_tokens,
             self.cost + cost,
         )
+
+    def __add__(self, other: Usage) -> Usage:
+        """What two servers were asked for."""
+        return Usage(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
 
 
 def checked_url(base_url: str) -> str:

@@ -201,7 +201,7 @@ class Job:
         beta = float(getattr(run.explorer.policy(run.state), "beta", float("nan")))
         about = {**self._meta(task, phi), **self._reach(run, measured, beta)}
         save_policy(self.directory, run.explorer.policy(run.state).theta, beta, about)
-        report["usage"] = bills(task, model)
+        report["usage"] = bills(task, model, phi)
         report["warnings"] = [*self.warnings, *getattr(model, "warnings", ())]
         self._tell("write the report", run)
         report["timings"] = {**self.stopwatch.seconds, "total": time.perf_counter() - self.started}
@@ -261,9 +261,14 @@ class Job:
         self.observer(progress)
 
 
-def bills(task: Task, model: Any) -> dict[str, Any]:
+def bills(task: Task, model: Any, phi: FeatureMap) -> dict[str, Any]:
     """What servers were asked for, by who stands behind them: requests, tokens, cost."""
-    behind = {"the judge of rewards": task.reward, "the judge of pairs": task.compare, "the model": model}
+    behind = {
+        "the judge of rewards": task.reward,
+        "the judge of pairs": task.compare,
+        "the model": model,
+        "the embeddings": phi,
+    }
     used = {name: getattr(one, "usage", None) for name, one in behind.items()}
     return {name: asdict(usage) for name, usage in used.items() if usage is not None}
 

@@ -51,7 +51,15 @@ def backend(name: str) -> Any:
     """The back end's class, imported now. InputError for an unknown name; ModelError where its extra is missing."""
     if name not in BACKENDS:
         raise InputError(f"backend: expected one of {', '.join(BACKENDS)}, got {name!r}; choose one of them")
-    place, extra = BACKENDS[name]
+    return _imported(f"backend {name!r}", *BACKENDS[name])
+
+
+def encoder() -> Any:
+    """The class of local encoders, imported now. ModelError where its extra is missing."""
+    return _imported("features of an encoder", "spannerlm.backends.encoder:Encoder", "lm")
+
+
+def _imported(what: str, place: str, extra: str) -> Any:
     module, _, attribute = place.partition(":")
     try:
         return getattr(importlib.import_module(module), attribute)
@@ -59,6 +67,5 @@ def backend(name: str) -> Any:
         if (error.name or "").partition(".")[0] == "spannerlm":
             raise
         raise ModelError(
-            f"backend {name!r} needs the package {error.name!r}, which is not installed; "
-            f"run: pip install 'spannerlm[{extra}]'"
+            f"{what}: the package {error.name!r} is needed and not installed; run: pip install 'spannerlm[{extra}]'"
         ) from error

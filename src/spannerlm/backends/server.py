@@ -342,7 +342,8 @@ class ServerModel:
 def _no_states(hidden: Sequence[str]) -> None:
     if hidden:
         raise InputError(
-            "features: a model behind a server shows no hidden states: set features: ngrams, or a function of your own"
+            "features: a model behind a server shows no hidden states: set features: ngrams, one of the kinds "
+            "embeddings and encoder, or a function of your own"
         )
 
 
