@@ -1,6 +1,7 @@
 """The user's own functions: reward and comparison functions good and bad, and those of TRL's users as they are."""
 
 import inspect
+import json
 import logging
 import sys
 
@@ -209,6 +210,10 @@ async def scheduled(completions, trainer_state=None, **kwargs):
 def tokens(completions, completion_ids, **kwargs):
     return [float(len(ids)) for ids in completion_ids]
 
+def late(completions, **kwargs):
+    ids = kwargs["completion_ids"]
+    return [float(len(ids[i])) for i in range(len(ids))]
+
 def pairs(prompts, completions, opponents):
     return [float(a[0]["content"] > b[0]["content"]) for a, b in zip(completions, opponents)]
 """
@@ -241,9 +246,67 @@ def test_a_trainers_argument_is_never_a_column(trls):
     assert call_reward(load_reward(f"{trls}:logging"), ["p"], ["x"], {"trainer_state": ["no"]}) == [1.0]
 
 
-def test_tokens_are_asked_for_in_vain(trls):
-    with pytest.raises(InputError, match="needs completion_ids, tokens that are not known here"):
+def test_tokens_are_there_where_the_model_is(trls):
+    with pytest.raises(InputError, match="needs completion_ids, which only a reward gets, and only where the model is"):
         load_reward(f"{trls}:tokens")
+    asked = []
+
+    def ids(prompts, completions):
+        asked.append((prompts, completions))
+        return [[ord(c) for c in text] + [0] for text in completions]
+
+    for conversational in (False, True):
+        reward = load_reward(f"{trls}:tokens", conversational=conversational, token_ids=ids)
+        assert call_reward(reward, ["p", "q"], ["four", "a"], {}) == [5.0, 2.0]
+        assert asked.pop() == (["p", "q"], ["four", "a"])
+    late = load_reward(f"{trls}:late", token_ids=ids)
+    assert call_reward(late, ["p", "q"], ["xy", "z"], {}) == [3.0, 2.0]
+    assert asked.pop() == (["p", "q"], ["xy", "z"]), "**kwargs take everything that TRL hands over"
+    for name in ("scheduled", "logging"):
+        reward = load_reward(f"{trls}:{name}", ["answer"], token_ids=ids)
+        assert len(call_reward(reward, ["p"], ["x"], {"answer": [1]})) == 1
+    assert asked == [], "made for those that read them"
+
+
+def test_trls_rewards_of_tokens_read_those_of_the_model(tmp_path):
+    """A user's file with TRL's own rewards, through a whole run: every label is what TRL gives for the drawn tokens."""
+    import numpy as np
+    from trl.rewards import get_repetition_penalty_reward
+
+    from spannerlm.backends.huggingface import HuggingFaceModel
+    from spannerlm.bundled import load
+    from spannerlm.config import load_config
+    from spannerlm.job import run_job
+    from spannerlm.ledger import Ledger
+    from spannerlm.records import Labelled
+
+    write(
+        tmp_path,
+        "own.py",
+        "from trl.rewards import get_repetition_penalty_reward\npenalty = get_repetition_penalty_reward(1)\n",
+    )
+    task = load("helpdesk")
+    lines = [json.dumps({"prompt": prompt}) for prompt in task.train_prompts[:6]]
+    (tmp_path / "p.jsonl").write_text("\n".join(lines))
+    given = [f"model={task.model_path}", f"prompts={tmp_path / 'p.jsonl'}", f"reward={tmp_path / 'own.py'}:penalty"]
+    given += ["draws=200", "labels=10", "explorer=directed", "generation.max_new_tokens=12"]
+    run_job(load_config(None, given), tmp_path / "run", lambda _: None)
+    model = HuggingFaceModel.load(str(task.model_path), max_new_tokens=12)
+    penalty, seen = get_repetition_penalty_reward(1), 0
+    with Ledger.open(tmp_path / "run") as ledger:
+        for entry in ledger.replay():
+            if isinstance(entry.event, Labelled):
+                for label in entry.event.labels:
+                    prompt = ledger.prompts[label.prompt]
+                    ids = model.completion_ids(prompt, label.response)
+                    assert label.value == penalty([ids])[0]
+                    seen += 1
+    assert seen == 10
+    (record,) = model.generate([task.train_prompts[0]], 50, rng=np.random.default_rng(0))
+    for text, length, finished in zip(record.responses, record.lengths, record.finished, strict=True):
+        ids = model.completion_ids(record.prompt, text)
+        assert len(ids) == length
+        assert (ids[-1] in model.eos) == finished
 
 
 def test_rewards_of_installed_modules_are_called_as_they_are():

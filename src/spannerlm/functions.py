@@ -3,7 +3,7 @@
 A function is called by name with ``prompts``, ``completions`` and the columns of the prompts, as TRL's trainers call
 it; sync or async; lists of messages where the prompts are. Of what trainers hand over beside that, a function gets
 ``trainer_state``, which is None, for there is no trainer, and ``log_extra`` and ``log_metric``, which write to the
-logger `spannerlm.functions` at level INFO. ``completion_ids`` are not known here.
+logger `spannerlm.functions` at level INFO. A reward gets ``completion_ids`` where the model's tokenizer is here.
 """
 
 from __future__ import annotations
@@ -27,22 +27,35 @@ from spannerlm.inputs import kind_of, near, siblings
 from spannerlm.rewards import CompareFunction, RewardFunction, call_reward, is_pure
 
 LOG = logging.getLogger(__name__)
+IDS = "completion_ids"
+TokenIds = Callable[[Sequence[str], Sequence[str]], list[list[int]]]
+"""``(prompts [k], completions [k]) ->`` [k] the tokens of each completion."""
 
 
 def load_reward(
-    reference: str, columns: Collection[str] | None = None, *, conversational: bool = False, system: str | None = None
+    reference: str,
+    columns: Collection[str] | None = None,
+    *,
+    conversational: bool = False,
+    system: str | None = None,
+    token_ids: TokenIds | None = None,
 ) -> RewardFunction:
     """The function of ``path/to/file.py:function`` or ``module:function``: ``reward(prompts, completions, **columns)``.
 
     The file is run, as ``import`` would. Arguments are handed over by name, as TRL does it, so their order in the
     function does not matter. With ``columns``, arguments that no column of these supplies are refused at once. Where
     the prompts are ``conversational`` the function gets lists of messages, the ``system`` message first, as from TRL.
+    ``token_ids`` gives ``completion_ids``; without it a function that needs them is refused.
     Raises InputError (no such file or function, wrong signature) or RewardError (the file raised, and where).
     """
-    function, extras = _load("reward", reference, columns)
+    function, extras = _load("reward", reference, columns, token_ids is not None)
+    counted = extras.pop(IDS, None)
 
     @functools.wraps(function)
     def reward(prompts: Any, completions: Any, **others: Any) -> Any:
+        if token_ids is not None and counted is not None:
+            ids = _Late(functools.partial(token_ids, prompts, completions))
+            others = {**others, IDS: list(ids) if counted else ids}
         if conversational:
             prompts, completions = as_prompts(prompts, system), as_completions(completions)
         return function(prompts=prompts, completions=completions, **{**others, **extras})
@@ -56,7 +69,7 @@ def load_compare(
     """The same for ``compare(prompts, completions, opponents, **columns)``; a column named ``opponents`` is refused."""
     if columns is not None and "opponents" in columns:
         raise InputError("compare: expected another name for the column 'opponents', an argument of every comparison")
-    function, extras = _load("compare", reference, columns)
+    function, extras = _load("compare", reference, columns, False)
 
     @functools.wraps(function)
     def compare(prompts: Any, completions: Any, opponents: Any, **others: Any) -> Any:
@@ -66,6 +79,23 @@ def load_compare(
         return function(prompts=prompts, completions=completions, opponents=opponents, **{**others, **extras})
 
     return compare
+
+
+class _Late(Sequence[list[int]]):
+    """Tokens for a function that takes whatever there is: made when it reads them, for most never do."""
+
+    def __init__(self, made: Callable[[], list[list[int]]]) -> None:
+        self._made = made
+
+    @functools.cached_property
+    def _rows(self) -> list[list[int]]:
+        return self._made()
+
+    def __getitem__(self, place: Any) -> Any:
+        return self._rows[place]
+
+    def __len__(self) -> int:
+        return len(self._rows)
 
 
 def as_prompts(texts: Sequence[str], system: str | None) -> list[list[dict[str, str]]]:
@@ -112,7 +142,9 @@ TEXTS = {"reward": ("prompts", "completions"), "compare": ("prompts", "completio
 """Key of the configuration -> the arguments that its function gets whatever the columns are."""
 
 
-def _load(key: str, reference: str, columns: Collection[str] | None) -> tuple[Callable[..., Any], dict[str, Any]]:
+def _load(
+    key: str, reference: str, columns: Collection[str] | None, spelled: bool
+) -> tuple[Callable[..., Any], dict[str, Any]]:
     """The checked function of a reference, and what it gets beside texts and columns."""
     file, _, name = reference.rpartition(":")
     if not file or not name:
@@ -125,7 +157,7 @@ def _load(key: str, reference: str, columns: Collection[str] | None) -> tuple[Ca
     else:
         module, place = _import(key, path), str(path)
     function = _function(key, module, place, name)
-    return function, _check_signature(key, function, f"{place}: {name}", columns)
+    return function, _check_signature(key, function, f"{place}: {name}", columns, spelled)
 
 
 def _module(key: str, name: str) -> ModuleType:
@@ -184,9 +216,13 @@ def _function(key: str, module: ModuleType, path: str, name: str) -> Any:
     return function
 
 
-def _check_signature(key: str, function: Any, place: str, columns: Collection[str] | None) -> dict[str, Any]:
-    """What the function gets beside texts and columns. InputError unless it takes its texts by name, and the columns
-    have what else it needs."""
+def _check_signature(
+    key: str, function: Any, place: str, columns: Collection[str] | None, spelled: bool
+) -> dict[str, Any]:
+    """What the function gets beside texts and columns; of tokens, where they are ``spelled``, whether it names them.
+
+    InputError unless it takes its texts by name, and the columns have what else it needs.
+    """
     try:
         signature = inspect.signature(function)
     except (ValueError, TypeError) as error:
@@ -200,13 +236,15 @@ def _check_signature(key: str, function: Any, place: str, columns: Collection[st
             f"{key}: {place}: expected a function ({', '.join(TEXTS[key])}, **columns) -> list of numbers, "
             f"got the arguments {signature}"
         )
-    if "completion_ids" in named and named["completion_ids"].default is inspect.Parameter.empty:
+    if not spelled and IDS in named and named[IDS].default is inspect.Parameter.empty:
         raise InputError(
-            f"{key}: {place}: expected a function of texts, got one that needs completion_ids, tokens that are not "
-            "known here; give that argument a default, or count words"
+            f"{key}: {place}: expected a function of texts, got one that needs {IDS}, which only a reward gets, and "
+            "only where the model is loaded here; give that argument a default, or count words"
         )
     everything = open_ended and key == "reward"  # as TRL has it; it knows no comparison functions
     extras = {name: value for name, value in _offered(place).items() if everything or name in named}
+    if spelled and (everything or IDS in named):
+        extras[IDS] = IDS in named
     for name, parameter in named.items():
         if name in extras:
             continue

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -22,6 +23,21 @@ DEFAULT_FEATURES = "hidden"
 
 SERVED_FEATURES = "ngrams"
 """The same for a model behind a server, which shows no hidden states."""
+
+
+class Tokens:
+    """Tokens of responses as TRL's trainers hand them to rewards: the model's own, its end-of-sequence included."""
+
+    def __init__(self) -> None:
+        self.model: Any = None
+        self.load: Callable[[], Any] = lambda: None
+        """Loads the model, should a reward be asked before that has happened."""
+
+    def __call__(self, prompts: Sequence[str], completions: Sequence[str]) -> list[list[int]]:
+        """[k] token ids of each completion."""
+        if self.model is None:
+            self.model = self.load()
+        return [self.model.completion_ids(*pair) for pair in zip(prompts, completions, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -50,6 +66,8 @@ class Task:
     stop: tuple[str, ...]
     system: str | None = None
     """System prompt: the configuration's, or the one of prompts that are lists of messages."""
+    tokens: Tokens | None = None
+    """Of responses, for rewards that read them; None where the model is behind a server."""
 
     @property
     def prompts(self) -> tuple[str, ...]:
@@ -66,13 +84,14 @@ def load_task(config: RunConfig, directory: Path | None = None, *, rewarded: boo
     base = bundled.load(config.task) if config.task is not None else None
     split = _prompts(config, base)
     unrewarded = not rewarded and base is None and config.reward is None
-    function = None if unrewarded else _reward(config, base, split, directory)
+    tokens = Tokens() if config.server.url is None else None
+    function = None if unrewarded else _reward(config, base, split, directory, tokens)
     noise = config.reward_noise
     if noise is None:
         noise = base.noise_std if base is not None and config.reward is None else 0.0
     truth = function if config.free else None
     compare = _compare(config, truth, split, rewarded, directory)
-    return Task(
+    task = Task(
         name=config.task or "own",
         model=config.model or str(_bundled(base).model_path),
         model_name=Path(config.model).name if config.model is not None else f"{config.task} (bundled)",
@@ -87,7 +106,11 @@ def load_task(config: RunConfig, directory: Path | None = None, *, rewarded: boo
         features=config.features or _features(config, base),
         max_new_tokens=config.generation.max_new_tokens or (base.max_new_tokens if base is not None else None),
         stop=config.generation.stop or (base.stop if base is not None else ()),
+        tokens=tokens,
     )
+    if tokens is not None:
+        tokens.load = partial(load_model, config, task)
+    return task
 
 
 def _features(config: RunConfig, base: bundled.BundledTask | None) -> Any:
@@ -102,11 +125,18 @@ def _reward(
     base: bundled.BundledTask | None,
     split: Split,
     directory: Path | None,
+    tokens: Tokens | None,
 ) -> RewardFunction | None:
     """The user's reward or the bundled one; None where the user compares and has no reward beside it."""
     if config.reward is not None:
         if isinstance(config.reward, str):
-            return load_reward(config.reward, split.columns, conversational=split.conversational, system=split.system)
+            return load_reward(
+                config.reward,
+                split.columns,
+                conversational=split.conversational,
+                system=split.system,
+                token_ids=tokens,
+            )
         return cast(RewardFunction, sourcing.build(config.reward, "reward", directory))
     return None if config.compare is not None and not config.free else _bundled(base).reward
 
@@ -220,4 +250,7 @@ def model_options(config: RunConfig, task: Task) -> dict[str, Any]:
 
 def load_model(config: RunConfig, task: Task, directory: Path | None = None) -> Any:
     """The loaded back end. ``directory``: of the run, where draws of a server are kept until the ledger has them."""
-    return load(task.model, model_options(config, task), directory)
+    model = load(task.model, model_options(config, task), directory)
+    if task.tokens is not None:
+        task.tokens.model = model
+    return model

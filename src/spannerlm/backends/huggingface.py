@@ -217,6 +217,11 @@ class HuggingFaceModel:
             hidden={k: np.array([f.pooled[k] for f in found]).reshape(-1, self.hidden_size) for k in pools},
         )
 
+    def completion_ids(self, prompt: str, response: str) -> list[int]:
+        """The response's tokens, as :meth:`score` reads them; end-of-sequence stands last unless the limit cut it."""
+        ids = self.codec.response_ids(prompt, response)
+        return ids if len(ids) >= self.max_new_tokens else [*ids, *self.eos[:1]]
+
     def _over(self, reading: Reading) -> bool:
         stopped = any(s in reading.text for s in self.stop)
         return reading.ended or stopped or len(reading.ids) >= self.max_new_tokens

@@ -181,7 +181,7 @@ def coverage_job(
     own = config.reward is not None
     base = bundled.load(config.task) if config.task is not None and not own else None
     prompts = task.train[: asked.max_prompts]
-    parts = {name: load_reward(place, task.columns) for name, place in asked.parts.items()}
+    parts = {name: load_reward(place, task.columns, token_ids=task.tokens) for name, place in asked.parts.items()}
     free = task.truth is not None
     source = Source(
         reward=task.truth if free else task.reward,
@@ -200,6 +200,8 @@ def coverage_job(
         observer(Progress(f"{name}: load the model", 0, 0, source.labels))
         folder = directory / MODELS / _slug(name)
         loaded = load(place, options, folder)
+        if task.tokens is not None:
+            task.tokens.model = loaded
         found = gather(
             loaded,
             prompts,
