@@ -28,7 +28,7 @@ import handover as example
 
 BATCH = 10
 """Prompts of a step, so that a step costs 20 labels."""
-RATES, BETAS = (1e-4, 5e-4, 2e-3), (0.1, 1.0)
+RATES, BETAS = (1e-4, 5e-4, 2e-3, 5e-3), (0.1, 1.0)
 
 
 class Counted:

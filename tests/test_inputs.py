@@ -40,6 +40,47 @@ def test_every_format_gives_the_same_prompts_and_columns(tmp_path):
         assert read_prompts(tmp_path / name) == Prompts(TEXTS, {"level": ("0", "1", "2")}), name
 
 
+def test_a_dataset_that_was_saved_is_read_as_the_library_reads_it(tmp_path):
+    datasets = pytest.importorskip("datasets")
+    datasets.disable_progress_bars()
+    talk = [[{"role": "user", "content": text}] for text in TEXTS]
+    plain = datasets.Dataset.from_dict({"prompt": list(TEXTS), "level": ["0", "1", "2"]})
+    plain.save_to_disk(tmp_path / "plain", num_shards=2)
+    assert read_prompts(tmp_path / "plain") == Prompts(TEXTS, {"level": ("0", "1", "2")})
+    plain.select([2, 0]).save_to_disk(tmp_path / "some")
+    assert read_prompts(tmp_path / "some") == Prompts((TEXTS[2], TEXTS[0]), {"level": ("2", "0")})
+    datasets.DatasetDict({"train": plain, "test": plain}).save_to_disk(tmp_path / "both")
+    with pytest.raises(InputError, match=r"both: expected one split of a dataset, got test, train: name its folder"):
+        read_prompts(tmp_path / "both")
+    assert read_prompts(tmp_path / "both" / "test").texts == TEXTS
+    datasets.Dataset.from_dict({"prompt": talk, "answer": [{"a": 1}] * 3}).save_to_disk(tmp_path / "talk")
+    assert read_prompts(tmp_path / "talk") == Prompts(TEXTS, {"answer": ({"a": 1},) * 3}, conversational=True)
+    datasets.Dataset.from_dict({"prompt": ["a", None]}).save_to_disk(tmp_path / "none")
+    with pytest.raises(InputError, match="none: row 2: prompt: expected text, got nothing"):
+        read_prompts(tmp_path / "none")
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ({}, "or a directory that Dataset.save_to_disk wrote, found one without state.json"),
+        ({"state.json": "{"}, "wrote, but Expecting"),
+        ({"state.json": "[]"}, "wrote, but list indices"),
+        ({"state.json": '{"_data_files": [{"filename": "a.arrow"}]}'}, "found one without a.arrow"),
+        ({"state.json": '{"_data_files": [{"filename": "a.arrow"}]}', "a.arrow": "no"}, "wrote, but"),
+        ({"state.json": '{"_data_files": []}'}, "expected one prompt at least, got none"),
+        ({"dataset_dict.json": "{}"}, "expected one split of a dataset, got none"),
+    ],
+)
+def test_a_directory_that_is_no_dataset_is_named(tmp_path, files, message):
+    (tmp_path / "d").mkdir()
+    for name, content in files.items():
+        write(tmp_path / "d", name, content)
+    with pytest.raises(InputError) as caught:
+        read_prompts(tmp_path / "d")
+    assert message in str(caught.value)
+
+
 def test_a_text_file_has_one_prompt_per_line_exactly_as_it_stands(tmp_path):
     path = write(tmp_path, "p.TXT", "one \r\n\n  two\u2028still two\x0b\n")
     assert read_prompts(path, "question") == Prompts(("one ", "  two\u2028still two\x0b"), {})
@@ -124,7 +165,7 @@ def test_a_file_that_is_not_there_is_told_with_the_nearest_one(tmp_path):
     write(tmp_path, "prompts.jsonl", "")
     with pytest.raises(InputError, match=r"expected a file of prompts, found none; did you mean 'prompts\.jsonl'"):
         read_prompts(tmp_path / "promts.jsonl")
-    with pytest.raises(InputError, match="got a directory or a device"):
+    with pytest.raises(InputError, match=r"found one without state\.json"):
         read_prompts(tmp_path)
     with pytest.raises(InputError, match="expected a file of prompts, found none"):
         read_prompts(tmp_path / "no" / "such.csv")

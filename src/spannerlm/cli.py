@@ -179,7 +179,10 @@ def sample(
     directory: Directory,
     prompt: Annotated[list[str] | None, typer.Option(metavar="TEXT", help="A prompt; repeatable.")] = None,
     prompts: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Prompts from a .jsonl, .json, .csv, .parquet or .txt file.")
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Prompts: .jsonl, .json, .csv, .parquet, .txt, or a folder that datasets saved."
+        ),
     ] = None,
     n: Annotated[int, typer.Option("-n", metavar="N", min=1, help="Responses to each prompt.")] = 1,
     seed: Annotated[

@@ -118,7 +118,7 @@ class RunConfig(_Section):
     model: Annotated[str | None, BeforeValidator(fields.model)] = None
     """Hub id, or directory as ``save_pretrained`` writes it; None: the bundled task's."""
     prompts: File | None = None
-    """Prompts to explore on: .jsonl, .json, .csv, .parquet or .txt."""
+    """Prompts to explore on: .jsonl, .json, .csv, .parquet, .txt, or a folder that `datasets` saved."""
     heldout: File | None = None
     """Prompts to judge on; None: a fraction of ``prompts``."""
     heldout_fraction: Annotated[float, Field(gt=0, lt=1, allow_inf_nan=False)] = 0.2

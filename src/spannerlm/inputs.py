@@ -53,7 +53,9 @@ class _Row:
 
 
 def read_prompts(path: Path, column: str = "prompt") -> Prompts:
-    """The prompts of a .jsonl, .json, .csv, .parquet or .txt file; InputError lists its bad lines.
+    """The prompts of a .jsonl, .json, .csv, .parquet or .txt file, or of a directory that `datasets` saved.
+
+    InputError lists what is wrong, with its line.
 
     A prompt is a text, or a list of messages as TRL has it: the user's, perhaps behind a system message, the same in
     all rows. .jsonl: one object per line, blank lines skipped. .json: a list of objects. .csv: comma-separated, with a
@@ -98,8 +100,10 @@ def _reader(path: Path) -> Callable[[Path, str], list[_Row]]:
     readers = {".jsonl": _jsonl, ".json": _json, ".csv": _csv, ".parquet": _parquet, ".txt": _txt}
     if not path.exists():
         raise InputError(f"{path}: expected a file of prompts, found none{near(path.name, siblings(path))}")
+    if path.is_dir():
+        return _saved
     if not path.is_file():
-        raise InputError(f"{path}: expected a file of prompts, got a directory or a device")
+        raise InputError(f"{path}: expected a file of prompts, got a device")
     if path.suffix.lower() not in readers:
         raise InputError(
             f"{path}: expected a file name that ends in {', '.join(readers)}, got "
@@ -212,6 +216,27 @@ def _parquet(path: Path, _column: str) -> list[_Row]:
     except (pa.ArrowException, ValueError, OverflowError, OSError) as error:
         why = str(error).splitlines() or [type(error).__name__]
         raise InputError(f"{path}: expected a parquet file, but {why[0]}") from error
+    return [_Row(f"{path}: row {i}", row) for i, row in enumerate(rows, start=1)]
+
+
+def _saved(path: Path, _column: str) -> list[_Row]:
+    """A directory of ``Dataset.save_to_disk``: Arrow files in the order that its state.json has."""
+    if (path / "dataset_dict.json").is_file():
+        splits = [entry.name for entry in sorted(path.iterdir()) if (entry / "state.json").is_file()]
+        raise InputError(f"{path}: expected one split of a dataset, got {', '.join(splits) or 'none'}: name its folder")
+    try:
+        state = _loads((path / "state.json").read_text(encoding="utf-8"))
+        names = [str(file["filename"]) for file in state["_data_files"]]
+        tables = [pa.ipc.open_stream((path / Path(name).name).read_bytes()).read_all() for name in names]
+        rows = [row for table in tables for row in table.to_pylist()]
+    except FileNotFoundError as error:
+        raise InputError(
+            f"{path}: expected a file of prompts, or a directory that Dataset.save_to_disk wrote, found one without "
+            f"{Path(error.filename).name}"
+        ) from error
+    except (pa.ArrowException, ValueError, LookupError, TypeError, OverflowError) as error:
+        why = str(error).splitlines() or [type(error).__name__]
+        raise InputError(f"{path}: expected a directory that Dataset.save_to_disk wrote, but {why[0]}") from error
     return [_Row(f"{path}: row {i}", row) for i, row in enumerate(rows, start=1)]
 
 
