@@ -60,6 +60,38 @@ def test_means_are_those_of_one_text_at_a_time(saved, size, keep_end, limit, cap
     assert encoder.means((), size).shape == (0, 12)
 
 
+KINDS = {
+    "t5": lambda t: t.T5Model(
+        t.T5Config(vocab_size=2 + len(WORDS), d_model=16, d_kv=8, d_ff=16, num_layers=2, num_heads=2)
+    ),
+    "roberta": lambda t: t.RobertaModel(
+        t.RobertaConfig(
+            vocab_size=2 + len(WORDS), hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=16,
+            max_position_embeddings=12, pad_token_id=0,
+        )
+    ),
+    "qwen3": lambda t: t.Qwen3Model(
+        t.Qwen3Config(
+            vocab_size=2 + len(WORDS), hidden_size=16, num_hidden_layers=2, num_attention_heads=2, head_dim=8,
+            num_key_value_heads=2, intermediate_size=16,
+        )
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_row_does_not_depend_on_the_texts_beside_it_whatever_the_model_is(kind, tmp_path):
+    """An encoder and decoder, one whose places begin behind the padding's, one that reads from left to right."""
+    torch.manual_seed(0)
+    KINDS[kind](transformers).save_pretrained(tmp_path)
+    word_tokenizer().save_pretrained(tmp_path)
+    encoder = Encoder(str(tmp_path), device="cpu", revision=None, max_tokens=None, keep_end=False)
+    together = encoder.means(TEXTS, 64)
+    assert together.shape == (len(TEXTS), 16)
+    np.testing.assert_allclose(together, np.vstack([encoder.means((text,), 1) for text in TEXTS]), atol=2e-6)
+    assert len({row.tobytes() for row in together.round(4)}) == len(TEXTS)
+
+
 def test_the_feature_map_is_rebuilt_and_reads_what_it_is_told(saved):
     n = len(TEXTS)
     ones = np.ones(n, dtype=np.int64)

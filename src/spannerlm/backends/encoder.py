@@ -53,11 +53,7 @@ class Encoder:
                 "would be random numbers: choose a checkpoint of this architecture"
             )
         self._model = (model.get_encoder() if model.config.is_encoder_decoder else model).to(self._device).eval()
-        limits = (
-            max_tokens,
-            getattr(self._tokenizer, "model_max_length", None),
-            getattr(model.config, "max_position_embeddings", None),
-        )
+        limits = (max_tokens, getattr(self._tokenizer, "model_max_length", None), _positions(model))
         self._limit = min((limit for limit in limits if limit is not None and limit < MOST_TOKENS), default=None)
 
     def means(self, texts: Sequence[str], batch_size: int) -> FloatArray:
@@ -101,6 +97,15 @@ class Encoder:
         weights = mask.to(torch.float64)[:, :, None]  # [b, T, 1]
         means = (states.to("cpu", torch.float64) * weights).sum(1) / weights.sum(1)
         return np.asarray(means.numpy(), dtype=np.float64)
+
+
+def _positions(model: Any) -> int | None:
+    """Tokens for which the model has places; of RoBERTa's kind, those before the first one are not used."""
+    for name, module in model.named_modules():
+        if name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:
+            return int(module.num_embeddings) - int(module.padding_idx) - 1
+    places: int | None = getattr(model.config, "max_position_embeddings", None)
+    return places
 
 
 @contextmanager
