@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
+import threading
+import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +23,7 @@ import httpx
 import numpy as np
 import openai
 import pytest
+import uvicorn
 from fastapi.testclient import TestClient
 from scipy.stats import chisquare
 
@@ -221,13 +227,13 @@ def test_curl(server: str) -> None:
     assert json.loads(refused)["error"]["type"] == "authentication_error"
 
 
-@pytest.mark.parametrize(("fallback", "status"), [("best", 200), ("base", 200), ("error", 503)])
+@pytest.mark.parametrize(("fallback", "status"), [("best", 200), ("base", 200), ("error", 422)])
 def test_at_the_cap_the_owners_choice_applies_and_is_told(policy: TiltedPolicy, fallback: Any, status: int) -> None:
     found = page(policy, max_draws=4, fallback=fallback).post(
         "/v1/completions", json={"model": "tiny-run", "prompt": "a b", "n": 3, "seed": 1}
     )
     assert found.status_code == status
-    if status == 503:
+    if status == 422:
         assert found.json()["error"]["code"] == "draws_exhausted"
         return
     told = found.json()["usage"]["spannerlm"]
@@ -313,15 +319,115 @@ def test_hosts_sizes_and_routes_are_checked_in_the_same_form(policy: TiltedPolic
     assert there.get("/v1/models/tiny-run").json()["id"] == "tiny-run"
 
 
+class Slow:
+    """A policy that waits to be let go on, and knows which prompts it was asked."""
+
+    def __init__(self, policy: TiltedPolicy) -> None:
+        self.policy, self.asked, self.go = policy, list[str](), threading.Event()
+        self.model = policy.model
+
+    def sample(self, prompts: Sequence[str], n: int, **options: Any) -> Any:
+        """What the policy gives, in the end."""
+        self.asked += prompts
+        assert self.go.wait(30)
+        return self.policy.sample(prompts, n, **options)
+
+
+def asked(prompt: str) -> dict[str, Any]:
+    return {"model": "m", "prompt": prompt, "seed": 1}
+
+
+def until(true: Callable[[], bool]) -> None:
+    for _ in range(2000):
+        if true():
+            return
+        time.sleep(0.01)
+    raise AssertionError("it did not come to that")
+
+
+def test_who_hangs_up_while_waiting_costs_no_draws(policy: TiltedPolicy) -> None:
+    slow: Any = Slow(policy)
+    app = serve_app(Served(slow, "m"), hosts=None)
+    with socket.socket() as place:
+        place.bind(("127.0.0.1", 0))
+        place.listen(128)
+        url = f"http://127.0.0.1:{place.getsockname()[1]}/v1/completions"
+        running = uvicorn.Server(uvicorn.Config(app, log_level="error", lifespan="off"))
+        thread = threading.Thread(target=running.run, kwargs={"sockets": [place]})
+        thread.start()
+        with ThreadPoolExecutor(2) as pool, httpx.Client(timeout=30, trust_env=False) as client:
+            first = pool.submit(client.post, url, json=asked("a"))
+            until(lambda: slow.asked == ["a"])
+            for _ in range(3):
+                with pytest.raises(httpx.ReadTimeout):
+                    httpx.post(url, json=asked("b"), timeout=0.2, trust_env=False)
+            last = pool.submit(client.post, url, json=asked("c"))
+            slow.go.set()
+            found = [first.result(), last.result()]
+        running.should_exit = True
+        thread.join(30)
+    assert [one.status_code for one in found] == [200, 200]
+    assert slow.asked == ["a", "c"]
+
+
+def test_ctrl_c_ends_it_though_a_response_is_far_from_accepted(directory: Path, tmp_path: Path) -> None:
+    """Draws that would take minutes: the client is told, and the process ends."""
+    shutil.copytree(directory, tmp_path / "far")
+    about = json.loads((tmp_path / "far" / "policy.json").read_text())
+    save_policy(tmp_path / "far", 40.0 * THETA, 0.01, {**about, "coverage": 1e9})
+    command = [str(Path(sys.executable).with_name("spannerlm")), "serve", str(tmp_path / "far"), "--port", "0"]
+    with (
+        subprocess.Popen(
+            [*command, "--max-draws", str(10**9)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        ) as process,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        assert process.stdout is not None
+        assert process.stderr is not None
+        url = process.stdout.readline().split(" at ")[1].strip()
+        body = {"model": "far", "prompt": "a b", "n": 100}
+        one = pool.submit(httpx.post, f"{url}/completions", json=body, timeout=120, trust_env=False)
+        time.sleep(2.0)
+        assert not one.done()
+        process.send_signal(signal.SIGINT)
+        told = one.result()
+        assert process.wait(60) == 130
+        assert process.stderr.read().endswith("stopped\n")
+    assert (told.status_code, told.json()["error"]["message"]) == (503, "this server is being ended")
+
+
 def test_a_full_queue_says_when_to_come_back(policy: TiltedPolicy) -> None:
-    desk = Desk(Served(policy, "m"))
-    for _ in range(QUEUE):
-        desk.enter()
-    with pytest.raises(ApiError, match="come back") as caught:
-        desk.enter()
-    assert (caught.value.status, caught.value.after) == (429, 1)
-    desk.leave()
-    desk.enter()
+    slow: Any = Slow(policy)
+    desk = Desk(Served(slow, "m"))
+    one = understood(asked("a"), chat=False, models=["m"], system=None, limit=8)
+
+    async def here() -> bool:
+        return False
+
+    async def crowd() -> None:
+        tasks = [asyncio.create_task(desk.turn(one, here)) for _ in range(QUEUE)]
+        await asyncio.sleep(0)
+        with pytest.raises(ApiError, match="come back") as caught:
+            await desk.turn(one, here)
+        assert (caught.value.status, caught.value.after) == (429, 1)
+        slow.go.set()
+        found = await asyncio.gather(*tasks)
+        assert all(answer == found[0] for answer in found), "each has its own seed"
+        assert await desk.turn(one, here) == found[0]
+
+    asyncio.run(crowd())
+    assert len(slow.asked) == QUEUE + 1
+
+
+def test_what_breaks_is_an_error_in_the_same_form(policy: TiltedPolicy) -> None:
+    class Broken(Slow):
+        def sample(self, prompts: Sequence[str], n: int, **options: Any) -> Any:
+            raise RuntimeError("secret details")
+
+    broken: Any = Broken(policy)
+    found = page(broken).post("/v1/completions", json={"model": "tiny-run", "prompt": "a"})
+    assert (found.status_code, found.json()["error"]["type"]) == (500, "server_error")
+    assert "secret" not in found.text
 
 
 def test_a_policy_of_steps_is_served_too(directory: Path, tmp_path: Path) -> None:
@@ -343,6 +449,12 @@ def test_beyond_this_machine_it_does_not_start_without_a_token(directory: Path) 
     found = subprocess.run(command, capture_output=True, text=True, check=False, env=env)
     assert found.returncode == 1
     assert "expected a token" in found.stderr
+
+
+def test_with_a_token_it_answers_under_any_name(server: str) -> None:
+    for headers, status in (({"authorization": f"Bearer {TOKEN}"}, 200), ({}, 401)):
+        found = httpx.get(f"{server}/models", headers={"host": "gpu-box.lan:8000", **headers}, trust_env=False)
+        assert found.status_code == status
 
 
 def test_health_needs_no_token(server: str) -> None:

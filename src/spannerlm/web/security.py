@@ -68,6 +68,8 @@ def is_loopback(host: str) -> bool:
 class Guard:
     """ASGI middleware. ``tokens`` maps a token to the role it gives, ``rater`` or ``owner``; empty: no token is set.
 
+    ``hosts``: names, with and without port, under which it answers, so that no page elsewhere can have its own name
+    lead here; None, any: for tokens that no browser sends by itself.
     ``refusal`` words what is answered here; without ``cookies`` only the Authorization header carries a token.
     """
 
@@ -75,7 +77,7 @@ class Guard:
         self,
         app: Callable[..., Any],
         *,
-        hosts: frozenset[str],
+        hosts: frozenset[str] | None,
         tokens: Mapping[str, str],
         clock: Callable[[], float] = time.monotonic,
         body_limit: int = BODY_LIMIT,
@@ -136,8 +138,8 @@ class Guard:
         if not self._in_time(client):
             return 429, "too many requests: wait a second"
         host = headers.get("host", "")
-        if host.lower() not in self.hosts:
-            return 400, "expected the host that this page runs on"
+        if self.hosts is not None and host.lower() not in self.hosts:
+            return 400, f"expected the host that this page runs on, got {host!r:.80}: SPANNERLM_HOSTS may name others"
         if scope["method"] not in ("GET", "HEAD"):
             origin, site = headers.get("origin"), headers.get("sec-fetch-site")
             if origin is not None and urlsplit(origin).netloc.lower() != host.lower():

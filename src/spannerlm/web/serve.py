@@ -7,15 +7,17 @@ base model, or an error; ``usage.spannerlm.exhausted`` tells of it.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
 from fastapi import FastAPI, Request
-from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import Response, StreamingResponse
 
 from spannerlm.errors import InputError, ModelError
@@ -25,6 +27,10 @@ from spannerlm.web.forms import ApiError, Asked, Chosen, chunks, error_body, rep
 from spannerlm.web.security import Guard
 
 Fallback = Literal["best", "base", "error"]
+Found = tuple[list[Chosen], dict[str, Any]]
+"""[m n] responses and the usage."""
+ANSWERING = "spannerlm-serve"
+"""Name of the thread that draws."""
 QUEUE = 32
 """Requests that may wait for the model; further ones are told to come back."""
 BODY_LIMIT = 2 * 2**20
@@ -52,34 +58,38 @@ class Desk:
 
     def __init__(self, served: Served) -> None:
         self.served = served
-        self._turn = threading.Lock()
-        self._count = threading.Lock()
+        self._turn = asyncio.Lock()
         self._waiting = 0
 
-    def enter(self) -> None:
-        """Take a place in the queue. Raises `ApiError` 429 where it is full."""
-        with self._count:
-            if self._waiting >= QUEUE:
-                raise ApiError(429, f"{QUEUE} requests are waiting already: come back in a second", after=1)
-            self._waiting += 1
+    async def turn(self, asked: Asked, gone: Callable[[], Awaitable[bool]]) -> Found | None:
+        """What `answer` gives once it is this request's turn; None where its client is ``gone`` by then: no draws.
 
-    def leave(self) -> None:
-        """Give the place back."""
-        with self._count:
+        Raises `ApiError` 429 where the queue is full.
+        """
+        if self._waiting >= QUEUE:
+            raise ApiError(429, f"{QUEUE} requests are waiting already: come back in a second", after=1)
+        self._waiting += 1
+        try:
+            async with self._turn:
+                if await gone():
+                    return None
+                return await _aside(partial(self.answer, asked))
+        except asyncio.CancelledError:
+            raise ApiError(503, "this server is being ended") from None
+        finally:
             self._waiting -= 1
 
-    def answer(self, asked: Asked) -> tuple[list[Chosen], dict[str, Any]]:
+    def answer(self, asked: Asked) -> Found:
         """[m n] responses, those of one prompt side by side, and the usage. Cost: the draws that the usage tells."""
-        with self._turn:
-            rng = np.random.default_rng(asked.seed)
-            try:
-                return self._answered(asked, rng)
-            except InputError as error:
-                raise ApiError(400, str(error)) from error
-            except ModelError as error:
-                raise ApiError(400 if "prompt" in str(error) else 503, str(error)) from error
+        rng = np.random.default_rng(asked.seed)
+        try:
+            return self._answered(asked, rng)
+        except InputError as error:
+            raise ApiError(400, str(error)) from error
+        except ModelError as error:
+            raise ApiError(400 if "prompt" in str(error) else 503, str(error)) from error
 
-    def _answered(self, asked: Asked, rng: np.random.Generator) -> tuple[list[Chosen], dict[str, Any]]:
+    def _answered(self, asked: Asked, rng: np.random.Generator) -> Found:
         policy, cap = self.served.policy, self.served.max_draws
         if isinstance(policy, SteppedPolicy):
             found = policy.sample(asked.prompts, asked.n, rng=rng, **({} if cap is None else {"draws": cap}))
@@ -90,7 +100,7 @@ class Desk:
         draws, exhausted = sum(a.draws for a in found), any(a.exhausted for a in found)
         if exhausted and self.served.fallback == "error":
             raise ApiError(
-                503,
+                422,  # clients send 5xx again by themselves, and would pay the draws again
                 f"the cap on draws was hit after {draws} base draws, before the policy's law was reached: serve with a "
                 "higher --max-draws, or with --fallback best or base",
                 code="draws_exhausted",
@@ -163,8 +173,30 @@ class Desk:
         return len(codec.prompt_ids(prompt) if text is None else codec.response_ids(prompt, text))
 
 
-def serve_app(served: Served, *, hosts: frozenset[str], token: str | None = None) -> Any:
-    """The endpoint as an ASGI app. ``hosts``: names and ports under which it answers; ``token``: the API key."""
+async def _aside(call: Callable[[], Found]) -> Found:
+    """What the call gives, in a thread that nothing waits for when the server ends: draws cannot be stopped half-way.
+
+    See `answering`.
+    """
+    future: Future[Found] = Future()
+
+    def work() -> None:
+        try:
+            future.set_result(call())
+        except BaseException as error:  # whoever awaits it raises it
+            future.set_exception(error)
+
+    threading.Thread(target=work, daemon=True, name=ANSWERING).start()
+    return await asyncio.wrap_future(future)
+
+
+def answering() -> bool:
+    """Whether a thread of this process still draws."""
+    return any(thread.name == ANSWERING for thread in threading.enumerate())
+
+
+def serve_app(served: Served, *, hosts: frozenset[str] | None, token: str | None = None) -> Any:
+    """The endpoint as an ASGI app. ``hosts``: as `Guard` has them; ``token``: the API key."""
     app, desk = FastAPI(docs_url=None, redoc_url=None, openapi_url=None), Desk(served)
     names = (served.name, *served.also)
 
@@ -184,11 +216,10 @@ def serve_app(served: Served, *, hosts: frozenset[str], token: str | None = None
 
     async def respond(request: Request, chat: bool) -> Response:
         asked = understood(await _body(request), chat=chat, models=names, system=served.system, limit=served.limit)
-        desk.enter()
-        try:
-            choices, usage = await run_in_threadpool(desk.answer, asked)
-        finally:
-            desk.leave()
+        found = await desk.turn(asked, request.is_disconnected)
+        if found is None:
+            return Response(status_code=499)  # nobody reads it
+        choices, usage = found
         head = {"x-spannerlm-draws": str(usage["spannerlm"]["draws"])}
         if asked.stream:
             return StreamingResponse(
@@ -208,6 +239,10 @@ def serve_app(served: Served, *, hosts: frozenset[str], token: str | None = None
     async def refused(_: Request, error: ApiError) -> Response:
         head = {} if error.after is None else {"retry-after": str(error.after)}
         return _json(error.body(), error.status, head)
+
+    @app.exception_handler(Exception)
+    async def broken(_: Request, error: Exception) -> Response:
+        return _json(error_body(500, f"this server broke on the request: {type(error).__name__}"), 500)
 
     @app.exception_handler(404)
     async def nowhere(request: Request, _: Exception) -> Response:

@@ -14,6 +14,8 @@ from spannerlm.errors import InputError
 from spannerlm.options import examples
 from spannerlm.terminal import boundary, print_lines, reserved_stdout
 
+GRACE_S = 5
+"""Seconds that a reply under way has once Ctrl-C was pressed."""
 HELP = "Serve the learned policy as an OpenAI-compatible endpoint."
 EXAMPLES = examples(
     "spannerlm serve runs/helpdesk-1",
@@ -68,7 +70,7 @@ def serve(
         import uvicorn
 
         from spannerlm.tilted import load_policy
-        from spannerlm.web.serve import Served, serve_app
+        from spannerlm.web.serve import Served, answering, serve_app
 
         policy = load_policy(directory, kl=kl)
         about = json.loads((directory / "policy.json").read_text(encoding="utf-8"))
@@ -87,9 +89,17 @@ def serve(
             bound = place.getsockname()[1]
             names = {host, "localhost", "127.0.0.1", "[::1]"} | set(os.environ.get("SPANNERLM_HOSTS", "").split())
             hosts = frozenset(n for other in names for n in (other.lower(), f"{other.lower()}:{bound}"))
-            app = serve_app(served, hosts=hosts, token=token)
+            app = serve_app(served, hosts=hosts if token is None else None, token=token)
             shown = "localhost" if host in ("127.0.0.1", "0.0.0.0") else host
             with reserved_stdout(False) as console:
                 print_lines(console, [f"serving  {known} at http://{shown}:{bound}/v1", "Ctrl-C ends it."])
-            config = uvicorn.Config(app, log_level="warning", access_log=False, server_header=False)
-            uvicorn.Server(config).run(sockets=[place])
+            config = uvicorn.Config(
+                app, log_level="warning", access_log=False, server_header=False, timeout_graceful_shutdown=GRACE_S
+            )
+            try:
+                uvicorn.Server(config).run(sockets=[place])
+            except KeyboardInterrupt:
+                if answering():  # the interpreter cannot end in good order while a thread is in a forward pass
+                    os.write(2, b"stopped\n")
+                    os._exit(130)
+                raise
