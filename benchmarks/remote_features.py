@@ -1,11 +1,13 @@
 """What features are worth where nobody sees a model's hidden states: n-grams and a local encoder beside hidden states.
 
     OMP_NUM_THREADS=1 python benchmarks/remote_features.py [--labels 100] [--seeds 8]
+    vllm serve MODEL --served-model-name embedder --runner pooling --convert embed --dtype float32
+    OMP_NUM_THREADS=1 python benchmarks/remote_features.py --url http://127.0.0.1:8000/v1 --model embedder
 
 The helpdesk model's draws are those of benchmarks/models.py; the encoder is the helpdesk model itself, given texts
-alone. `directed` chooses the labels, or nobody does (`random-singles`). Values at KL = 2 nats on held-out prompts,
-median over seeds with its bootstrap interval, and the difference to random labels with the same features, paired by
-seed.
+alone; with --url the vectors are a server's. `directed` chooses the labels, or nobody does (`random-singles`). Values
+at KL = 2 nats on held-out prompts, median over seeds with its bootstrap interval, and the difference to random labels
+with the same features, paired by seed.
 """
 
 from __future__ import annotations
@@ -84,13 +86,18 @@ def main() -> None:
     parser.add_argument("--labels", type=int, default=100)
     parser.add_argument("--seeds", type=int, default=8)
     parser.add_argument("--jobs", type=int, default=2, help="processes")
+    parser.add_argument("--url", help="an embeddings endpoint: its vectors alone, and hidden states")
+    parser.add_argument("--model", help="what the endpoint calls its model")
     args = parser.parse_args()
     make_pool(BEDS[TASK])
     base = load_pool(TASK).base_value
     print(f"{TASK}, {args.labels} labels, KL = {BEDS[TASK].kl:g}, {args.seeds} seeds; base {base:.3f}")
     print("| features | d | labels chosen by | value, median [95 %] | worst | against random labels [95 %] |")
     print("|---|---|---|---|---|---|")
-    for name, config in MAPS.items():
+    maps = MAPS
+    if args.url is not None:
+        maps = {"hidden": None, "embeddings": {"kind": "embeddings", "url": args.url, "model": args.model}}
+    for name, config in maps.items():
         pool = pool_with(config)
         d = pool.train[0].features.shape[1]
         jobs = list(itertools.product(EXPLORERS, range(args.seeds)))

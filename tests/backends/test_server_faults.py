@@ -56,8 +56,17 @@ def undisturbed():
         )
 
 
+@pytest.fixture(scope="module")
+def bill():
+    """Tokens of prompt and completion of the same draws from a server without faults."""
+    with Small() as small:
+        model = ServerModel.load("m", base_url=small.url, api="completions", max_new_tokens=5)
+        model.generate(PROMPTS, 40, rng=rng())
+        return [model.usage.prompt_tokens, model.usage.completion_tokens]
+
+
 @pytest.mark.parametrize("fate", FATES)
-def test_a_fault_now_and_then_changes_nothing(fate, undisturbed):
+def test_a_fault_now_and_then_changes_nothing(fate, undisturbed, bill):
     with Small(lambda k: fate if k in (3, 5, 6) else None) as small:
         late = fate in ("slow", "trickle")  # a busy machine may be late more often
         model = loaded(small, **({"timeout_s": 0.4, "retries": 20} if late else {}))
@@ -65,6 +74,8 @@ def test_a_fault_now_and_then_changes_nothing(fate, undisturbed):
         assert model.usage.requests == len(set(small.paid)) == 12
         assert model.usage.retried == 3 or (late and model.usage.retried > 3)
         assert len(small.paid) == 12 or late
+        lost = [model.usage.prompt_tokens, model.usage.completion_tokens] != bill
+        assert lost == (fate in ("null", "fewer", "filtered")), "what was of no use was charged all the same"
         assert set(small.keys) == {f"Bearer {KEY}"}
 
 
@@ -209,6 +220,25 @@ def test_a_file_of_another_kind_is_refused(tmp_path):
     assert path.read_text() == "hello\nthere\n"
     with pytest.raises(LedgerError, match="could not be opened"):
         Spool(tmp_path)
+
+
+def test_what_was_paid_in_vain_is_in_the_bill_of_a_resumed_run_too(tmp_path):
+    journal = tmp_path / "draws.jsonl"
+    with Small(lambda k: "fewer" if k in (3, 5) else None) as small:
+        model = loaded(small, journal=journal, price=(1.0, 2.0))
+        model.generate(PROMPTS, 40, rng=rng())
+        model.close()
+        again = loaded(small, journal=journal)
+        for name in ("requests", "prompt_tokens", "completion_tokens", "cost"):
+            assert getattr(again.usage, name) == pytest.approx(getattr(model.usage, name))
+        assert again.usage.requests == 12
+        again.close()
+        spool = Spool(journal)
+        spool.clear()
+        spool.close()
+        last = Spool(journal)
+        assert last.usage.cost == pytest.approx(model.usage.cost)
+        last.close()
 
 
 def test_a_file_that_may_not_grow_is_named(tmp_path):

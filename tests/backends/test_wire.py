@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from spannerlm.backends.wire import NEUTRAL, Plan, Reply, Request, parsed, request
+from spannerlm.backends.wire import NEUTRAL, Plan, Reply, Request, paid, parsed, request
 
 TOKENS = ["hello", "there", "please", "charge", "the", "battery", "good", "luck", "</s>"]
 LOGPROBS = [
@@ -84,6 +84,21 @@ def test_what_vllm_says_is_read() -> None:
     assert (found.prompt_tokens, found.completion_tokens) == (5, 13)
     assert sum(found.lengths()) == 13  # told together, shared by characters
     assert Reply.of(json.loads(json.dumps(found.row()))) == found
+
+
+@pytest.mark.parametrize("usage", [3, [], {"prompt_tokens": 1e400}, {"prompt_tokens": -5}, {"prompt_tokens": "7"},
+                                   {"prompt_tokens": True}, {"prompt_tokens": 10**30}])  # fmt: skip
+def test_counts_that_cannot_be_are_none(usage: Any) -> None:
+    raw = json.dumps({**VLLM, "usage": usage}).encode()
+    found = parsed(raw, asked(2))
+    assert isinstance(found, Reply)
+    assert (found.prompt_tokens, found.completion_tokens) == (None, None)
+    assert paid(raw) == (0, 0)
+
+
+def test_a_reply_that_is_of_no_use_was_charged() -> None:
+    assert paid(json.dumps({**VLLM, "choices": 3}).encode()) == (5, 13)
+    assert [paid(raw) for raw in (b"", b"[]", b"3", b"{", b"[" * 10**5, b'{"usage": []}')] == [(0, 0)] * 6
 
 
 def test_what_transformers_serve_says_is_read() -> None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from spannerlm.backends.spool import Spool
-from spannerlm.backends.wire import Reply, Request, parsed
+from spannerlm.backends.wire import Reply, Request, paid, parsed
 from spannerlm.errors import InputError, ModelError
 from spannerlm.http import api_key, checked_price, checked_seconds, checked_url, hidden, seconds_until
 
@@ -182,11 +182,14 @@ class Endpoint:
             )
         reply = parsed(raw, request)
         if isinstance(reply, str):
+            self.spool.lost(*self._bill(*paid(raw)))
             raise _Again(f"the server's reply {reply}: {_shown(raw)}", status=status)
-        counts = reply.prompt_tokens or 0, reply.completion_tokens or 0
-        cost = sum(count * price for count, price in zip(counts, self._price, strict=True)) / 1000.0
-        self.spool.add(key, reply.row(), *counts, cost)
+        self.spool.add(key, reply.row(), *self._bill(reply.prompt_tokens or 0, reply.completion_tokens or 0))
         return reply
+
+    def _bill(self, prompt: int, completion: int) -> tuple[int, int, float]:
+        """The tokens and what they cost."""
+        return prompt, completion, (prompt * self._price[0] + completion * self._price[1]) / 1000.0
 
     async def _received(
         self, client: httpx.AsyncClient, method: str, path: str, body: Any, secret: str

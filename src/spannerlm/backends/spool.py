@@ -31,7 +31,7 @@ class Usage(http.Usage):
     """What a server has cost so far, the journal's earlier processes included; ``retried`` is of this process alone."""
 
     retried: int = 0
-    """Requests that were sent again."""
+    """Requests that were sent again. Tokens and cost are of replies that were of no use too, requests are not."""
 
     def plus(self, prompt_tokens: int, completion_tokens: int, cost: float) -> Usage:
         """With one usable reply more."""
@@ -83,11 +83,16 @@ class Spool:
         try:
             self._enter(json.loads(line), at, len(line))
         except (ValueError, KeyError, TypeError) as error:
-            raise InputError(f"{path}:{number}: expected a line of a model's journal: choose another file") from error
+            raise InputError(
+                f"{path}:{number}: expected a line of a model's journal, found another: choose another file, or move "
+                "this one away (replies in it that were never used are then paid for again)"
+            ) from error
 
     def _enter(self, row: Mapping[str, Any], at: int, size: int) -> None:
         if "spent" in row:
             self.usage = Usage(**row["spent"])
+        elif "lost" in row:
+            self._lose(*row["lost"])
         elif "fact" in row:
             self._facts[row["fact"]] = row["value"]
         else:
@@ -123,6 +128,17 @@ class Spool:
             place = self._write({**row, "reply": reply})
             if place is not None:
                 self._places[key], self._used[key] = place, None
+
+    def lost(self, prompt_tokens: int, completion_tokens: int, cost: float) -> None:
+        """Count what a reply cost that is of no use."""
+        if prompt_tokens or completion_tokens:
+            with self._lock:
+                self._lose(prompt_tokens, completion_tokens, cost)
+                self._write({"lost": [prompt_tokens, completion_tokens, cost]})
+
+    def _lose(self, prompt_tokens: int, completion_tokens: int, cost: float) -> None:
+        more = self.usage.plus(prompt_tokens, completion_tokens, cost)
+        self.usage = replace(more, requests=self.usage.requests)
 
     def retried(self) -> None:
         """Count a request that is sent again."""

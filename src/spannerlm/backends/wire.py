@@ -14,6 +14,9 @@ FINISHED = {"stop", "eos", "eos_token", "end_turn", "stop_sequence"}
 CHARACTERS = 4
 """Characters of a token, where nobody counts them."""
 
+MOST_TOKENS = 2**40
+"""A reply that counts more counts wrongly."""
+
 NEUTRAL = {
     "top_k": -1,
     "min_p": 0.0,
@@ -162,8 +165,7 @@ def parsed(raw: bytes, asked: Request) -> Reply | str:
     try:
         found = json.loads(raw)
         choices = found["choices"]
-        usage = found.get("usage") or {}
-        counts = [None if usage.get(k) is None else int(usage[k]) for k in ("prompt_tokens", "completion_tokens")]
+        counts = _counts(found)
         if asked.exact and len(choices) != asked.n:
             return f"holds {len(choices)} choices where {asked.n} were asked for"
         if not choices:
@@ -175,6 +177,23 @@ def parsed(raw: bytes, asked: Request) -> Reply | str:
     if wrong:
         return wrong[0]
     return Reply(tuple(part for part in read if isinstance(part, Choice)), counts[0], counts[1])
+
+
+def paid(raw: bytes) -> tuple[int, int]:
+    """Tokens of prompt and completion that a reply says it cost, also one that is of no use; 0 where it says none."""
+    try:
+        prompt, completion = _counts(json.loads(raw))
+    except (ValueError, TypeError, AttributeError, RecursionError):
+        return 0, 0
+    return prompt or 0, completion or 0
+
+
+def _counts(found: Any) -> tuple[int | None, int | None]:
+    """Tokens of prompt and completion; None where they are not told, or are no numbers of tokens."""
+    usage = found.get("usage")
+    told = [usage.get(name) if isinstance(usage, Mapping) else None for name in ("prompt_tokens", "completion_tokens")]
+    prompt, completion = (count if type(count) is int and 0 <= count < MOST_TOKENS else None for count in told)
+    return prompt, completion
 
 
 def _choice(choice: Mapping[str, Any]) -> Choice | str:
