@@ -360,6 +360,36 @@ def test_several_rewards_are_the_weighted_sum_that_trl_takes():
     assert (reward.__name__, is_pure(reward)) == ("first+second", False)
 
 
+SEVERAL = """
+from spannerlm.functions import combined
+
+def length(completions, **kwargs):
+    assert kwargs["trainer_state"] is None
+    return [float(len(text)) for text in completions]
+
+async def logged(texts, replies, level, log_metric=None):
+    log_metric("seen", 1.0)
+    return [float(k) for k in level]
+
+def tokens(completion_ids, **kwargs):
+    return [10.0 * len(ids) for ids in completion_ids]
+
+class Plain:
+    def __call__(self, completions):
+        return [0.25 for _ in completions]
+
+several = combined([length, logged, tokens, Plain()], [1, 100, 1, 1])
+"""
+
+
+def test_several_rewards_of_a_file_get_what_each_takes_of_what_a_trainer_hands_over(tmp_path, caplog):
+    caplog.set_level(logging.INFO, "spannerlm.functions")
+    path = write(tmp_path, "several.py", SEVERAL)
+    reward = load_reward(f"{path}:several", ["level"], token_ids=lambda _, texts: [[0] * (len(t) + 1) for t in texts])
+    assert call_reward(reward, ["p", "q"], ["x", "yyy"], {"level": [1, 2]}) == [1 + 100 + 20.25, 3 + 200 + 40.25]
+    assert [record.getMessage().partition(": ")[2] for record in caplog.records] == ["several: seen = 1.0"]
+
+
 @pytest.mark.parametrize(("functions", "weights"), [([], None), ([first], [1, 2]), ([first], [float("nan")])])
 def test_weights_that_do_not_fit_are_refused(functions, weights):
     with pytest.raises(InputError, match="combined: expected one reward function at least and a finite weight for"):

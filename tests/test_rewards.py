@@ -391,6 +391,21 @@ def test_texts_and_columns_of_a_comparison_go_where_the_signature_has_a_place() 
     assert seen[0][2] is not OPPONENTS
 
 
+def test_texts_are_found_by_name_among_the_rest_where_there_is_no_place_for_them() -> None:
+    def all_of_it(**everything: Any) -> list[float]:
+        return [float(len(c)) + len(p) for c, p in zip(everything["completions"], everything["prompts"], strict=True)]
+
+    def one_column(level: Any, **others: Any) -> list[float]:
+        return [k + len(c) for k, c in zip(level, others["completions"], strict=True)]
+
+    def two_places(texts: Any, replies: Any, **others: Any) -> list[float]:
+        assert list(others) == ["level"]
+        return [float(len(t) - len(r)) for t, r in zip(texts, replies, strict=True)]
+
+    for function, wanted in ((all_of_it, [4.0]), (one_column, [8.0]), (two_places, [-2.0])):
+        assert call_reward(function, ["p"], ["xyz"], {"level": [5]}) == wanted
+
+
 def test_a_reward_function_is_not_taken_for_a_comparison() -> None:
     def reward(prompts: Any, completions: Any, **columns: Any) -> list[float]:
         return [1.0] * 3

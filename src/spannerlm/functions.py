@@ -23,7 +23,7 @@ from typing import Any
 
 from spannerlm import fields
 from spannerlm.errors import InputError, RewardError
-from spannerlm.inputs import kind_of, near, siblings
+from spannerlm.inputs import TRAINERS, kind_of, near, siblings
 from spannerlm.rewards import CompareFunction, RewardFunction, call_reward, is_pure
 
 LOG = logging.getLogger(__name__)
@@ -125,12 +125,21 @@ def combined(functions: Sequence[RewardFunction], weights: Sequence[float] | Non
         )
 
     def reward(prompts: Sequence[str], completions: Sequence[str], **columns: Any) -> list[float | None]:
-        table = [call_reward(part, prompts, completions, columns) for part in parts]  # [functions, k]
+        handed = {name: columns.pop(name) for name in TRAINERS if name in columns}
+        table = [call_reward(_given(part, handed), prompts, completions, columns) for part in parts]  # [functions, k]
         return [_weighted(row, shares) for row in zip(*table, strict=True)]
 
     reward.__name__ = "+".join(str(getattr(part, "__name__", type(part).__name__)) for part in parts)
     reward.pure = all(map(is_pure, parts))  # type: ignore[attr-defined]
     return reward
+
+
+def _given(function: RewardFunction, handed: Mapping[str, Any]) -> RewardFunction:
+    """The function with what it takes of what a trainer hands over, which is no column with a value per completion."""
+    parameters = inspect.signature(function).parameters
+    open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    taken = {name: value for name, value in handed.items() if open_ended or name in parameters}
+    return functools.partial(function, **taken) if taken else function
 
 
 def _weighted(row: Sequence[float | None], weights: Sequence[float]) -> float | None:

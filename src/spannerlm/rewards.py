@@ -235,13 +235,22 @@ def _arguments(
 ) -> tuple[tuple[list[str], ...], dict[str, list[Any]]]:
     """Positional and named arguments that the function has a place for, each a copy of its own.
 
-    By name, as TRL calls it; the texts by position where the function gives completions or opponents other names.
+    By name, as TRL calls it; the texts by position where the function gives completions or opponents other names. A
+    reward that takes ``**kwargs``, and has no places for both, finds them there.
     """
     parameters = inspect.signature(function).parameters
     open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     named = {name: list(column) for name, column in columns.items() if open_ended or name in parameters}
     places = [parameters.get(name) for name in texts if name != "prompts"]
-    if any(place is None or place.kind is place.POSITIONAL_ONLY for place in places):
+    ordered = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    free = [p for p in parameters.values() if p.kind in ordered and p.name not in columns]
+    fits = (
+        "opponents" in texts
+        or not open_ended
+        or len(free) >= len(texts)
+        or any(p.kind is p.VAR_POSITIONAL for p in parameters.values())
+    )
+    if fits and any(place is None or place.kind is place.POSITIONAL_ONLY for place in places):
         return tuple(texts.values()), named
     return (), {**named, **{name: text for name, text in texts.items() if open_ended or name in parameters}}
 
