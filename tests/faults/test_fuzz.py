@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spannerlm.config import RunConfig, dump_config, load_config
-from spannerlm.errors import ConfigError, SpannerError
+from spannerlm.errors import ConfigError, LedgerError, SpannerError
 from spannerlm.ledger import Ledger
 from spannerlm.records import LabelItem, Labelled, LabelRequest
 
@@ -138,6 +138,20 @@ def test_any_damage_to_a_ledger_is_found_or_harmless_and_nothing_is_overwritten(
             return
         if report.ok:
             assert found == expected
+
+
+@pytest.mark.parametrize("place", [b"CREATE TABLE journal", b"journal", b"seq INTEGER", b"SQLite format 3"])
+def test_a_schema_that_is_no_text_is_damage(run: Path, tmp_path: Path, place: bytes) -> None:
+    """SQLite quotes the schema's bytes in its message, which Python then cannot read."""
+    copy = tmp_path / "run"
+    shutil.copytree(run, copy)
+    data = (copy / "run.db").read_bytes()
+    at = data.index(place)
+    (copy / "run.db").write_bytes(data[:at] + b"\x80\xff" + data[at + 2 :])
+    assert not Ledger.verify(copy).ok
+    for read_only in (True, False):
+        with pytest.raises(LedgerError), Ledger.open(copy, read_only=read_only):
+            pass
 
 
 @given(*DAMAGE)

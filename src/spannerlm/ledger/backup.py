@@ -13,7 +13,7 @@ from spannerlm.errors import InputError, LedgerCorruptError, LedgerError
 from spannerlm.files import durable_write, make_folder, sync_folder
 from spannerlm.ledger.codec import parse
 from spannerlm.ledger.history import DRAWS
-from spannerlm.ledger.journal import DATABASE, Journal
+from spannerlm.ledger.journal import DAMAGED, DATABASE, Journal
 from spannerlm.ledger.shards import Shard, checked_bytes
 
 CONFIGURATION = "config.yaml"
@@ -79,7 +79,7 @@ def back_up(journal: Journal, directory: Path, file: Path) -> None:
                 target.execute("INSERT INTO configuration VALUES (?)", ((directory / CONFIGURATION).read_bytes(),))
         os.replace(temporary, file)
         sync_folder(file.absolute().parent)
-    except (OSError, sqlite3.Error) as error:
+    except (OSError, *DAMAGED) as error:
         temporary.unlink(missing_ok=True)
         raise LedgerError(f"{file}: the backup could not be written ({error}); the ledger is as it was") from error
 
@@ -104,7 +104,7 @@ def restore(file: Path, directory: Path) -> None:
                 for (data,) in source.execute("SELECT data FROM configuration"):
                     durable_write(directory / CONFIGURATION, data)
                 source.execute("DROP TABLE configuration")
-    except sqlite3.Error as error:
+    except DAMAGED as error:
         raise LedgerCorruptError(f"{file}: not a backup, or damaged ({error})") from error
     sync_folder(directory / DRAWS)
     Journal.adopt(temporary, directory, lambda journal: _check_shards(journal, directory / DRAWS))

@@ -31,6 +31,8 @@ Trace = Callable[[str], None]
 DATABASE, HEAD, LOCK = "run.db", "run.head", "run.lock"
 GENESIS = hashlib.sha256(b"spannerlm journal 1").digest()
 """What the first row's hash is chained to."""
+DAMAGED = (sqlite3.Error, UnicodeDecodeError)
+"""What reading a damaged database raises: SQLite's own words may quote bytes of it that are no text."""
 ROW_LIMIT = 900_000_000
 """Bytes of one row; SQLite refuses a value of 1,000,000,000."""
 
@@ -216,7 +218,7 @@ class Journal:
         """Return one row, unchecked (``open`` has checked it)."""
         try:
             found = self._db.execute(_SELECT.replace("<=", "="), (seq,)).fetchone()
-        except sqlite3.Error as error:
+        except DAMAGED as error:
             raise _reading(error) from error
         if found is None:
             raise LedgerCorruptError(f"row {seq} is missing")
@@ -226,14 +228,14 @@ class Journal:
         """Whether the database has not even its table."""
         try:
             return not self._db.execute("SELECT COUNT(*) FROM sqlite_master").fetchone()[0]
-        except sqlite3.Error as error:
+        except DAMAGED as error:
             raise _reading(error) from error
 
     def structure(self) -> list[str]:
         """Return what SQLite itself finds wrong with its file; [] if nothing. Damage to unused bytes is not seen."""
         try:
             found = [str(line) for (line,) in self._db.execute("PRAGMA quick_check")]
-        except sqlite3.Error as error:
+        except DAMAGED as error:
             return [str(error)]
         return [] if found == ["ok"] else found
 
@@ -275,7 +277,7 @@ class Journal:
     def _select(self, last: int) -> Iterator[tuple[int, str, int, bytes, bytes | None, bytes]]:
         try:
             yield from self._db.execute(_SELECT, (last,))
-        except sqlite3.Error as error:
+        except DAMAGED as error:
             raise _reading(error) from error
 
     def _check(self, outside: Head | None) -> Head:
@@ -359,7 +361,7 @@ def _connect_reader(path: Path) -> sqlite3.Connection:
         if path.with_name(path.name + "-wal").exists():
             raise LedgerError(f"{path}: could not be read; is its directory writable?") from None
         db = _connect(address + "&immutable=1", uri=True)
-    except sqlite3.Error:  # a damaged file: reading the rows will say so
+    except DAMAGED:  # reading the rows will say so
         pass
     return db
 
@@ -368,13 +370,13 @@ def _execute(db: sqlite3.Connection, *statements: str) -> None:
     try:
         for statement in statements:
             db.execute(statement)
-    except sqlite3.Error as error:
+    except DAMAGED as error:
         raise LedgerError(
             f"the ledger could not be prepared ({error}); is there room on the disk? What was recorded before is intact"
         ) from error
 
 
-def _reading(error: sqlite3.Error) -> LedgerError:
+def _reading(error: Exception) -> LedgerError:
     if isinstance(error, sqlite3.OperationalError) and ("locked" in str(error) or "unable to open" in str(error)):
         return LedgerError(f"the ledger could not be read ({error})")
     return LedgerCorruptError(f"the ledger is damaged ({error}); nothing was changed")
