@@ -16,7 +16,6 @@ from pathlib import Path
 
 import pytest
 
-from spannerlm import sourcing
 from spannerlm.config import load_config
 from spannerlm.tasks import load_model, load_task
 
@@ -75,9 +74,9 @@ def test_the_sources_that_are_shown_are_read(folder: Path, monkeypatch: pytest.M
         config = load_config(folder / "other.yaml")
         assert config.reward is not None
         assert not isinstance(config.reward, str)
-        sourcing.build(config.reward, "reward", folder)
+        load_task(config, folder)
         kinds.add(config.reward.kind)
-    assert kinds == {"numeric", "function", "judge"}
+    assert kinds == {"numeric", "function", "sum", "judge"}
 
 
 def test_the_server_that_is_shown_is_read(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

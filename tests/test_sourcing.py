@@ -77,6 +77,68 @@ def test_a_verifier_is_built_as_it_is_named_and_comes_back_from_its_file(files: 
     assert load_config(files / "again.yaml") == config
 
 
+def test_a_sum_of_functions_is_what_trl_makes_of_them(files: Path) -> None:
+    """Two of a file, one of TRL's, weights; the file is found from the configuration's folder, also once written."""
+    pytest.importorskip("trl")
+    source = "{kind: sum, functions: [reward.py:said, 'trl.rewards:think_format_reward', reward.py:level], "
+    source += "weights: [1, 5, -0.5]}"
+    (files / "reward.py").write_text(
+        FUNCTIONS + "def level(completions, answer, **_):\n    return [float(a) for a in answer]\n"
+    )
+    talks = [{"prompt": [{"role": "user", "content": prompt}], "answer": i} for i, prompt in enumerate(PROMPTS)]
+    (files / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in talks))
+    config = configured(files, f"reward: {source}")
+    (files / "reward.py").write_text(
+        (files / "reward.py").read_text()
+        + "def said(completions, **_):\n    return [float(len(c[0]['content'].split())) for c in completions]\n"
+    )
+    (files / "again").mkdir()
+    (files / "again" / "config.yaml").write_text(dump_config(config))
+    for one in (config, load_config(files / "again" / "config.yaml")):
+        task = load_task(one)
+        assert task.reward is not None
+        texts = ["two words", "<think>so</think>yes"]
+        found = call_reward(task.reward, PROMPTS[:2], texts, {"answer": [4, 6]})
+        assert found == [2.0 - 2.0, 1.0 + 5.0 - 3.0]
+        assert (
+            task.reward_name
+            == f"{files}/reward.py:said + 5 trl.rewards:think_format_reward + -0.5 {files}/reward.py:level"
+        )
+    before = fingerprint(config)
+    (files / "reward.py").write_text((files / "reward.py").read_text() + "\n")
+    assert fingerprint(config) != before
+
+
+@pytest.mark.parametrize(
+    ("source", "says"),
+    [
+        ("{kind: sum}", "reward.functions: expected a value, got none"),
+        ("{kind: sum, functions: []}", "reward.functions: "),
+        ("{kind: sum, functions: [words]}", "expected path/to/file.py:function or package.module:function"),
+        ("{kind: sum, functions: reward.py:words}", "reward.functions: expected a list"),
+        ("{kind: sum, functions: [reward.py:words], weights: [.inf]}", "reward.weights"),
+        ("{kind: sum, functions: [reward.py:words], weights: [1, 2]}", "a finite weight for each, got 1 functions"),
+        ("{kind: sum, functions: [reward.py:wrds]}", "did you mean 'words'"),
+    ],
+)
+def test_a_sum_that_cannot_be_is_refused(files: Path, source: str, says: str) -> None:
+    with pytest.raises(InputError) as caught:
+        load_task(configured(files, f"reward: {source}"))
+    assert says in str(caught.value)
+
+
+def test_an_encoders_directory_is_found_from_the_configurations_folder(files: Path) -> None:
+    (files / "enc").mkdir()
+    lines = (
+        "features: [ngrams, 'encoder:enc', {kind: concat, parts: [{kind: encoder, model: enc}, 'encoder:org/name']}]"
+    )
+    found = configured(files, "reward: reward.py:words", lines, "coverage: {features: ['encoder:./enc']}")
+    place = str(files / "enc")
+    parts = [{"kind": "encoder", "model": place}, "encoder:org/name"]
+    assert found.features == ["ngrams", f"encoder:{place}", {"kind": "concat", "parts": parts}]
+    assert found.coverage.features == (f"encoder:{files / './enc'}",)
+
+
 def test_a_verifier_reads_its_column_and_may_be_free(files: Path) -> None:
     config = configured(files, "reward: {kind: numeric}", "reward_free: true")
     task = load_task(config)
@@ -93,7 +155,7 @@ def test_a_verifier_reads_its_column_and_may_be_free(files: Path) -> None:
     [
         (
             "reward: {kind: exat}",
-            "reward: expected path/to/file.py:function, or a mapping whose kind is function, exact",
+            "reward: expected path/to/file.py:function, or a mapping whose kind is function, sum, exact",
         ),
         ("reward: {column: a}", "reward: expected path/to/file.py:function, or a mapping whose kind is"),
         ("reward: {kind: [exact]}", "reward: expected path/to/file.py:function, or a mapping whose kind is"),

@@ -240,8 +240,8 @@ def dump_config(config: RunConfig) -> str:
     plain["coverage"] = {**data["coverage"], **several}
     plain["server"] = {**data["server"], "price": list(data["server"]["price"])}
     for key in ("reward", "compare"):
-        if isinstance(data[key], dict) and "price" in data[key]:
-            plain[key] = {**data[key], "price": list(data[key]["price"])}
+        if isinstance(data[key], dict):
+            plain[key] = {name: list(v) if isinstance(v, tuple) else v for name, v in data[key].items()}
     return dump(plain)
 
 
@@ -253,7 +253,7 @@ def _rooted(data: dict[Any, Any], folder: Path) -> dict[Any, Any]:
             return value
         if key in ("prompts", "heldout"):
             return str(folder / value)
-        if key in ("reward", "compare", "parts"):
+        if key in ("reward", "compare", "parts", "functions"):
             return value if fields.in_module(value) else str(folder / value)
         local = key == "model" and (value.startswith(".") or (folder / value).is_dir())
         return str(folder / value) if local else value
@@ -263,8 +263,25 @@ def _rooted(data: dict[Any, Any], folder: Path) -> dict[Any, Any]:
         source = found.get(key)
         if isinstance(source, dict) and "function" in source:
             found[key] = {**source, "function": rooted(key, source["function"])}
+        if isinstance(source, dict) and isinstance(source.get("functions"), list):
+            found[key] = {**source, "functions": [rooted("functions", one) for one in source["functions"]]}
+
+    def encoders(value: object) -> object:
+        """Features with the directories of their encoders."""
+        if isinstance(value, list):
+            return [encoders(part) for part in value]
+        if isinstance(value, str) and value.startswith("encoder:"):
+            return f"encoder:{rooted('model', value.removeprefix('encoder:'))}"
+        if isinstance(value, dict):
+            own = {"model": rooted("model", value.get("model"))} if value.get("kind") == "encoder" else {}
+            return {**value, **own, **({"parts": encoders(value["parts"])} if "parts" in value else {})}
+        return value
+
+    if "features" in found:
+        found["features"] = encoders(found["features"])
     coverage = found.get("coverage")
     if isinstance(coverage, dict):
+        coverage = {**coverage, **({"features": encoders(coverage["features"])} if "features" in coverage else {})}
         models, parts = coverage.get("models"), coverage.get("parts")
         several = {"models": [rooted("model", model) for model in models]} if isinstance(models, list) else {}
         named = {name: rooted("parts", part) for name, part in parts.items()} if isinstance(parts, dict) else None

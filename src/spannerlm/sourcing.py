@@ -2,6 +2,7 @@
 
 reward: reward.py:helpful
 reward: {kind: function, function: reward.py:helpful, timeout_s: 30}
+reward: {kind: sum, functions: [reward.py:helpful, "trl.rewards:think_format_reward"], weights: [1, 0.5]}
 reward: {kind: numeric, column: answer, relative: 0.01}
 compare: {kind: judge, url: "http://127.0.0.1:8000/v1", model: my-judge, guidelines: Prefer the polite one.}
 """
@@ -44,6 +45,19 @@ class FunctionSource(_Source):
     """Seconds for one call."""
     by_item: bool = False
     """Whether each response is a call of its own."""
+
+
+class SumSource(_Source):
+    """The weighted sum of several functions: TRL's ``reward_funcs`` and ``reward_weights``."""
+
+    kind: Literal["sum"]
+    functions: Annotated[
+        tuple[Annotated[str, BeforeValidator(fields.function)], ...],
+        BeforeValidator(fields.as_tuple),
+        Field(min_length=1),
+    ]
+    weights: Annotated[tuple[Finite, ...], BeforeValidator(fields.as_tuple)] | None = None
+    """One each; None: 1."""
 
 
 class ExactSource(_Source):
@@ -101,6 +115,7 @@ class JudgeSource(_Source):
 
 KINDS: dict[str, type[_Source]] = {
     "function": FunctionSource,
+    "sum": SumSource,
     "exact": ExactSource,
     "regex": RegexSource,
     "numeric": NumericSource,
@@ -120,10 +135,11 @@ def tag(value: Any) -> str | None:
     return kind if isinstance(kind, str) and kind in KINDS else None
 
 
-SourceSettings = FunctionSource | ExactSource | RegexSource | NumericSource | MathSource | JudgeSource
+SourceSettings = FunctionSource | SumSource | ExactSource | RegexSource | NumericSource | MathSource | JudgeSource
 AnySource = Annotated[
     Annotated[str, BeforeValidator(fields.function), Tag(REFERENCE)]
     | Annotated[FunctionSource, Tag("function")]
+    | Annotated[SumSource, Tag("sum")]
     | Annotated[ExactSource, Tag("exact")]
     | Annotated[RegexSource, Tag("regex")]
     | Annotated[NumericSource, Tag("numeric")]
@@ -135,7 +151,7 @@ AnySource = Annotated[
 
 
 def build(settings: SourceSettings, key: Literal["reward", "compare"], directory: Path | None) -> Any:
-    """The reward or comparison function of these settings. Cost: nothing yet.
+    """The reward or comparison function of these settings, sums excepted (`tasks`). Cost: nothing yet.
 
     ``directory``: of the run; a judge keeps there what it was paid for, so that a run taken up again pays nothing
     twice. Without one, that is kept for this process. Raises `InputError` for settings that cannot be together.
@@ -174,12 +190,17 @@ def describe(source: str | SourceSettings) -> str:
         return f"{source.function}, at most {source.timeout_s:g} s a call"
     if isinstance(source, JudgeSource):
         return f"judge {source.model}"
+    if isinstance(source, SumSource):
+        weights = source.weights or (1.0,) * len(source.functions)
+        return " + ".join(f"{w:g} {f}" if w != 1 else f for w, f in zip(weights, source.functions, strict=False))
     detail = source.pattern if isinstance(source, RegexSource) else f"column {source.column}"
     return f"{source.kind} match, {detail}"
 
 
 def identity(source: str | SourceSettings) -> bytes:
     """What decides a source's labels: the bytes of the function's file, or the settings."""
+    if isinstance(source, SumSource):
+        return json.dumps(source.weights).encode() + b"".join(identity(one) for one in source.functions)
     reference = source if isinstance(source, str) else source.function if isinstance(source, FunctionSource) else None
     if reference is not None:
         place = Path(reference.rpartition(":")[0])

@@ -14,7 +14,7 @@ from spannerlm import bundled, sourcing
 from spannerlm.backends import load
 from spannerlm.config import RunConfig
 from spannerlm.errors import InputError
-from spannerlm.functions import load_compare, load_reward
+from spannerlm.functions import combined, load_compare, load_reward
 from spannerlm.inputs import Prompts, read_prompts
 from spannerlm.rewards import CompareFunction, NoisyComparison, NoisyReward, RewardFunction
 
@@ -129,15 +129,15 @@ def _reward(
 ) -> RewardFunction | None:
     """The user's reward or the bundled one; None where the user compares and has no reward beside it."""
     if config.reward is not None:
-        if isinstance(config.reward, str):
-            return load_reward(
-                config.reward,
-                split.columns,
-                conversational=split.conversational,
-                system=split.system,
-                token_ids=tokens,
-            )
-        return cast(RewardFunction, sourcing.build(config.reward, "reward", directory))
+        own = config.reward
+        if not isinstance(own, str | sourcing.SumSource):
+            return cast(RewardFunction, sourcing.build(own, "reward", directory))
+        names = (own,) if isinstance(own, str) else own.functions
+        parts = [
+            load_reward(name, split.columns, conversational=split.conversational, system=split.system, token_ids=tokens)
+            for name in names
+        ]
+        return parts[0] if isinstance(own, str) else combined(parts, own.weights)
     return None if config.compare is not None and not config.free else _bundled(base).reward
 
 
