@@ -55,6 +55,22 @@ def events(directory: Path) -> list[Any]:
         return list(ledger.events())
 
 
+@pytest.mark.parametrize(
+    "values", [[1, "x"], [{"a": 1}, [1]], [2**70, 1], [{"k": [1, {"z": 1}]}, None], [{}, {}], [True, 2]]
+)
+def test_values_that_parquet_cannot_hold_are_named_and_nothing_is_left(values: list[Any], tmp_path: Path) -> None:
+    found = Export("prompts", tuple({"prompt": "a", "level": value} for value in values), {}, {"run": "r"})
+    for name in ("rows.parquet", "rows"):
+        with pytest.raises(InputError, match=r"level: values that one column of parquet cannot hold .*write to .jsonl"):
+            write_export(found, tmp_path / name)
+        assert not (tmp_path / name).exists()
+    write_export(found, tmp_path / "rows.jsonl")
+    assert [json.loads(line)["level"] for line in (tmp_path / "rows.jsonl").read_text().splitlines()] == values
+    odd = Export("prompts", ({"prompt": "a", "\ud800": 1},), {}, {"run": "r"})
+    with pytest.raises(InputError, match="half of a surrogate pair"):
+        write_export(odd, tmp_path / "rows.parquet")
+
+
 def test_rewards_are_the_ledgers_labels(rewarded: Path) -> None:
     seen = [label for event in events(rewarded) if isinstance(event, Labelled) for label in event.labels]
     rows = exported(rewarded, "reward").rows

@@ -301,13 +301,20 @@ def write_export(found: Export, out: Path) -> None:
 def _parquet(rows: Sequence[Row]) -> bytes:
     """The rows as a parquet file."""
     for number, row in enumerate(rows):
-        for text in _strings(row.values()):
+        for text in _strings([*row, *row.values()]):
             if any("\ud800" <= character <= "\udfff" for character in text):
                 raise InputError(f"row {number}: half of a surrogate pair, which parquet cannot hold: write to .jsonl")
     names = list(dict.fromkeys(name for row in rows for name in row))
-    table = pa.table({name: [row.get(name) for row in rows] for name in names})
     out = io.BytesIO()
-    pq.write_table(table, out)
+    for name in names:
+        try:
+            column = pa.table({name: [row.get(name) for row in rows]})
+            pq.write_table(column, io.BytesIO())
+        except (pa.ArrowException, OverflowError) as error:
+            raise InputError(
+                f"{name}: values that one column of parquet cannot hold ({str(error).splitlines()[0]}): write to .jsonl"
+            ) from error
+    pq.write_table(pa.table({name: [row.get(name) for row in rows] for name in names}), out)
     return out.getvalue()
 
 
@@ -318,7 +325,7 @@ def _strings(values: Iterable[Any]) -> Iterable[str]:
         elif isinstance(value, list):
             yield from _strings(value)
         elif isinstance(value, dict):
-            yield from _strings(value.values())
+            yield from _strings([*value, *value.values()])
 
 
 def card(found: Export) -> str:

@@ -8,11 +8,13 @@ import math
 import os
 from dataclasses import astuple, dataclass
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 from spannerlm.errors import InputError
 
 HIDDEN = b"***"
+SECRET = 12
+"""Characters of a key from which on it is a secret."""
 RETRY_S = 1.0
 """When to come back where the server does not say."""
 
@@ -67,16 +69,34 @@ def checked_price(price: Any) -> tuple[float, float]:
 
 
 def api_key(variable: str | None) -> str:
-    """The key in an environment variable, "" where none is named. Raises `InputError` where the variable is empty."""
+    """The key in an environment variable, "" where none is named.
+
+    Raises `InputError` where the variable is empty, or holds what no header can carry.
+    """
     key = "" if variable is None else os.environ.get(variable, "").strip()
     if variable is not None and not key:
         raise InputError(f"{variable}: expected the API key in this environment variable, found none")
+    if not all("!" <= character <= "~" for character in key):
+        raise InputError(
+            f"{variable}: expected an API key of printable ASCII characters without spaces, found others: copy it again"
+        )
     return key
 
 
 def hidden(data: bytes, secret: str) -> bytes:
-    """The bytes without the key, should a server repeat it."""
-    return data.replace(secret.encode(), HIDDEN) if secret else data
+    """The bytes without the key, should a server repeat it, plainly or as JSON and addresses write it.
+
+    A key below `SECRET` characters may be a word such as EMPTY, which a reply holds by itself: it is hidden behind
+    "Bearer" alone.
+    """
+    if not secret:
+        return data
+    data = data.replace(b"Bearer " + secret.encode(), b"Bearer " + HIDDEN)
+    if len(secret) < SECRET:
+        return data
+    for form in dict.fromkeys((secret, secret.replace("/", "\\/"), quote(secret, safe=""))):
+        data = data.replace(form.encode(), HIDDEN)
+    return data
 
 
 def seconds_until(after: str | None) -> float:
@@ -90,7 +110,7 @@ def seconds_until(after: str | None) -> float:
         pass
     try:
         when = email.utils.parsedate_to_datetime(after)
-    except ValueError:
+    except (ValueError, OverflowError):
         return RETRY_S
     now = datetime.datetime.now(datetime.UTC)
     return max(0.0, (when if when.tzinfo else when.replace(tzinfo=datetime.UTC)).timestamp() - now.timestamp())

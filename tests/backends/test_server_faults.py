@@ -222,6 +222,45 @@ def test_a_file_of_another_kind_is_refused(tmp_path):
         Spool(tmp_path)
 
 
+@pytest.mark.parametrize("what", ["text", "key", "cost", "sum", "end", "deep", "fact"])
+def test_a_line_that_was_changed_is_named_and_nothing_is_made_of_it(what, tmp_path):
+    journal = tmp_path / "draws.jsonl"
+    with Small() as small:
+        model = loaded(small, journal=journal)
+        model.generate(PROMPTS, 40, rng=rng())
+        model.close()
+        lines = journal.read_bytes().splitlines(keepends=True)
+        at = next(i for i, line in enumerate(lines) if (b'"fact"' in line) == (what == "fact"))
+        changed = {
+            "text": lines[at].replace(b'"text": "', b'"text": "x', 1),
+            "key": lines[at].replace(b'"key": "', b'"key": "0', 1),
+            "cost": lines[at].replace(b'"cost": 0', b'"cost": -1', 1),
+            "sum": lines[at].rpartition(b" ")[0] + b"\n",
+            "end": lines[at][:-3] + b"!!\n",
+            "deep": b"[" * 10**5 + b"\n",
+            "fact": lines[at].replace(b'"value": {', b'"value": {"x": 1, ', 1),
+        }
+        assert changed[what] != lines[at]
+        journal.write_bytes(b"".join([*lines[:at], changed[what], *lines[at + 1 :]]))
+        with pytest.raises(InputError, match=f"draws.jsonl:{at + 1}: expected a line of a model's journal"):
+            loaded(small, journal=journal)
+        journal.write_bytes(b"".join([*lines, lines[-1]]))
+        again = loaded(small, journal=journal)
+        assert again.usage.requests == model.usage.requests, "a line that stands twice counts once"
+        again.close()
+
+
+def test_damage_while_the_journal_is_open_is_found(tmp_path):
+    spool = Spool(tmp_path / "journal")
+    spool.add("key", {"text": "a"}, 1, 1, 0.0)
+    data = (tmp_path / "journal").read_bytes()
+    with open(tmp_path / "journal", "r+b") as file:
+        file.write(data.replace(b'"a"', b'"b"'))
+    with pytest.raises(LedgerError, match="damaged now"):
+        spool.take("key")
+    spool.close()
+
+
 def test_what_was_paid_in_vain_is_in_the_bill_of_a_resumed_run_too(tmp_path):
     journal = tmp_path / "draws.jsonl"
     with Small(lambda k: "fewer" if k in (3, 5) else None) as small:
@@ -263,6 +302,6 @@ def test_journals_are_lines_of_json(tmp_path):
         model = loaded(small, journal=tmp_path / "journal")
         model.generate(["a;"], 10, rng=rng())
         model.close()
-    rows = [json.loads(line) for line in (tmp_path / "journal").read_text().splitlines()]
+    rows = [json.loads(line.rpartition(" ")[0]) for line in (tmp_path / "journal").read_text().splitlines()]
     assert sum("reply" in row for row in rows) == len(small.paid)
     assert all(len(row["key"]) == 64 for row in rows if "reply" in row)

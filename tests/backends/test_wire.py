@@ -96,6 +96,17 @@ def test_counts_that_cannot_be_are_none(usage: Any) -> None:
     assert paid(raw) == (0, 0)
 
 
+@pytest.mark.parametrize("value", ["-1" + "0" * 400, "true", "5.0", '"x"', "null", "NaN", "-Infinity"])
+def test_log_probabilities_that_cannot_be_are_none(value: str) -> None:
+    shown = '{"content": [{"token": "a", "logprob": %s}]}' % value  # noqa: UP031 - braces of JSON
+    raw = f'{{"choices": [{{"text": "a", "finish_reason": "stop", "logprobs": {shown}}}]}}'
+    found = parsed(raw.encode(), asked(1))
+    if isinstance(found, str):
+        assert found == "is no completion in the OpenAI form"
+    else:
+        assert found.choices[0].logprobs is None
+
+
 def test_a_reply_that_is_of_no_use_was_charged() -> None:
     assert paid(json.dumps({**VLLM, "choices": 3}).encode()) == (5, 13)
     assert [paid(raw) for raw in (b"", b"[]", b"3", b"{", b"[" * 10**5, b'{"usage": []}')] == [(0, 0)] * 6

@@ -154,6 +154,9 @@ def test_beyond_this_machine_a_token_is_needed() -> None:
         with pytest.raises(InputError, match="expected a token"):
             check_bind(host, None)
         check_bind(host, "x" * 16)
+    for token in ("geheimnis-ü-1234567890", "with a space in it", "a\x00b" * 9):
+        with pytest.raises(InputError, match="printable ASCII"):
+            check_bind("127.0.0.1", token)
     for host in ("127.0.0.1", "localhost", "::1", "127.8.9.1"):
         assert is_loopback(host)
         check_bind(host, None)

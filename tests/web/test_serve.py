@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -312,6 +313,9 @@ def test_hosts_sizes_and_routes_are_checked_in_the_same_form(policy: TiltedPolic
         (there.post("/v1/completions", content=b" " * 2**22, headers={"content-type": "application/json"}), 413),
         (there.get("/v1/completions"), 405),
         (there.get("/nowhere"), 404),
+        (there.post("/v1/completions/", json={}), 404),
+        (there.post("/v1/completions", json={}, headers={"origin": "http://["}), 403),
+        (there.post("/v1/completions", json={}, headers={"origin": "http://a]b"}), 403),
         (there.get("/v1/models/other"), 404),
     ):
         assert found.status_code == status
@@ -417,6 +421,14 @@ def test_a_full_queue_says_when_to_come_back(policy: TiltedPolicy) -> None:
 
     asyncio.run(crowd())
     assert len(slow.asked) == QUEUE + 1
+
+
+def test_a_token_limit_behind_a_server_is_refused_before_anything_is_drawn(policy: TiltedPolicy) -> None:
+    slow: Any = Slow(policy)
+    slow.model = SimpleNamespace(max_new_tokens=7)  # tokens are not known
+    found = page(slow).post("/v1/completions", json={"model": "tiny-run", "prompt": "a", "max_tokens": 6})
+    assert (found.status_code, found.json()["error"]["param"]) == (400, "max_tokens")
+    assert slow.asked == []
 
 
 def test_what_breaks_is_an_error_in_the_same_form(policy: TiltedPolicy) -> None:

@@ -84,7 +84,7 @@ class Endpoint:
         try:
             status, _, raw = self._run(self._listed())
             found = json.loads(raw)["data"][0]["owned_by"] if status == 200 else None
-        except (ModelError, ValueError, LookupError, TypeError):
+        except (ModelError, ValueError, LookupError, TypeError, RecursionError):
             return None  # not every server has a list, and nothing but a setting's default depends on it
         return found if isinstance(found, str) else None
 

@@ -1,14 +1,15 @@
 """Replies that a model's server was paid for, on disk until they are of no further use.
 
-One line of JSON for each reply, under the hash of its request. Lines reach the disk's cache at once, so that they
-outlive this process, and are fsynced in batches and at each call's end, so that they outlive the machine. Replies that
-this process has used are dropped once the file is larger than `LIMIT`: their draws have been handed over, while a reply
-that was paid for and never used stays. Only a single request of a run whose replies are larger than that may be paid
-for again, in part, where it is cut off.
+One line of JSON and its sum for each reply, under the hash of its request. Lines reach the disk's cache at once, so
+that they outlive this process, and are fsynced in batches and at each call's end, so that they outlive the machine.
+Replies that this process has used are dropped once the file is larger than `LIMIT`: their draws have been handed over,
+while a reply that was paid for and never used stays. Only a single request of a run whose replies are larger than that
+may be paid for again, in part, where it is cut off.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import threading
@@ -22,6 +23,8 @@ from spannerlm.errors import InputError, LedgerError
 
 LIMIT = 2**26
 """Bytes of the file beyond which it is written anew without what was used."""
+SUM = 16
+"""Hexadecimal digits of a line's SHA-256."""
 BATCH = 64
 """Lines that are fsynced together at most."""
 
@@ -81,11 +84,11 @@ class Spool:
 
     def _read(self, path: Path, number: int, line: bytes, at: int) -> None:
         try:
-            self._enter(json.loads(line), at, len(line))
-        except (ValueError, KeyError, TypeError) as error:
+            self._enter(_decoded(line), at, len(line))
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise InputError(
-                f"{path}:{number}: expected a line of a model's journal, found another: choose another file, or move "
-                "this one away (replies in it that were never used are then paid for again)"
+                f"{path}:{number}: expected a line of a model's journal, found another, or a damaged one: choose "
+                "another file, or move this one away (replies in it that were never used are then paid for again)"
             ) from error
 
     def _enter(self, row: Mapping[str, Any], at: int, size: int) -> None:
@@ -96,6 +99,8 @@ class Spool:
         elif "fact" in row:
             self._facts[row["fact"]] = row["value"]
         else:
+            if row["key"] in self._places:
+                return  # the same line twice
             self._places[row["key"]] = (at, size)
             self.usage = self.usage.plus(row["prompt_tokens"], row["completion_tokens"], row["cost"])
 
@@ -116,7 +121,10 @@ class Spool:
             place = self._places.get(key)
             if place is None or self._file is None:
                 return None
-            row = json.loads(self._line(self._file, key))
+            try:
+                row = _decoded(self._line(self._file, key))
+            except (ValueError, KeyError, TypeError, RecursionError) as error:
+                raise LedgerError(f"{self.path}: a line that was whole is damaged now: see to the disk") from error
             self._used[key] = None
             return row["reply"]
 
@@ -171,7 +179,7 @@ class Spool:
             lines = [self._line(self._file, key) for key in unused]
             spent = asdict(replace(self.usage, retried=0))
             for line in lines:  # reading the file again counts them once more
-                row = json.loads(line)
+                row = _decoded(line)
                 spent["requests"] -= 1
                 for name in ("prompt_tokens", "completion_tokens", "cost"):
                     spent[name] -= row[name]
@@ -233,4 +241,14 @@ class Spool:
 
 
 def _encoded(row: Mapping[str, Any]) -> bytes:
-    return json.dumps(row).encode("ascii") + b"\n"
+    """A line, which ends with the sum of what stands before."""
+    body = json.dumps(row).encode("ascii")
+    return body + b" " + hashlib.sha256(body).hexdigest()[:SUM].encode() + b"\n"
+
+
+def _decoded(line: bytes) -> Any:
+    """What `_encoded` was given. Raises `ValueError` where the line is not what was written."""
+    body, _, digest = line.rstrip(b"\r\n").rpartition(b" ")
+    if hashlib.sha256(body).hexdigest()[:SUM].encode() != digest:
+        raise ValueError("the sum does not fit")
+    return json.loads(body)

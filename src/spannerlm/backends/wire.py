@@ -14,6 +14,8 @@ FINISHED = {"stop", "eos", "eos_token", "end_turn", "stop_sequence"}
 CHARACTERS = 4
 """Characters of a token, where nobody counts them."""
 
+ROUNDING = 1e-3
+"""Nats by which rounding may lift a log-probability above 0; higher ones are none."""
 MOST_TOKENS = 2**40
 """A reply that counts more counts wrongly."""
 
@@ -171,7 +173,7 @@ def parsed(raw: bytes, asked: Request) -> Reply | str:
         if not choices:
             return "holds no choice"
         read = [_choice(choice) for choice in choices]
-    except (ValueError, TypeError, LookupError, AttributeError, RecursionError):
+    except (ValueError, TypeError, LookupError, AttributeError, RecursionError, OverflowError):
         return "is no completion in the OpenAI form"
     wrong = [part for part in read if isinstance(part, str)]
     if wrong:
@@ -217,6 +219,6 @@ def _logprobs(shown: Any) -> tuple[tuple[str, ...] | None, tuple[float, ...] | N
         pairs = list(zip(shown["tokens"], shown["token_logprobs"], strict=True))
     else:
         return None, None
-    if not pairs or any(not isinstance(p, int | float) or not math.isfinite(p) for _, p in pairs):
+    if not pairs or not all(type(p) in (int, float) and math.isfinite(p) and p <= ROUNDING for _, p in pairs):
         return None, None
     return tuple(str(token) for token, _ in pairs), tuple(float(p) for _, p in pairs)

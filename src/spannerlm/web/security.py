@@ -46,6 +46,8 @@ def check_bind(host: str, token: str | None) -> None:
         )
     if token is not None and len(token) < 16:
         raise InputError("token: expected at least 16 characters, got fewer: try `openssl rand -hex 16`")
+    if token is not None and not all("!" <= character <= "~" for character in token):
+        raise InputError("token: expected printable ASCII without spaces, got others: try `openssl rand -hex 16`")
 
 
 def check_packages(command: str) -> None:
@@ -142,7 +144,7 @@ class Guard:
             return 400, f"expected the host that this page runs on, got {host!r:.80}: SPANNERLM_HOSTS may name others"
         if scope["method"] not in ("GET", "HEAD"):
             origin, site = headers.get("origin"), headers.get("sec-fetch-site")
-            if origin is not None and urlsplit(origin).netloc.lower() != host.lower():
+            if origin is not None and _netloc(origin) != host.lower():
                 return 403, "expected a request of this page, got one of another"
             if site is not None and site not in ("same-origin", "none"):
                 return 403, "expected a request of this page, got one of another"
@@ -183,6 +185,14 @@ class Guard:
             if any(hmac.compare_digest(token.encode(), one.encode("utf-8", "replace")) for one in known)
         ]
         return "owner" if "owner" in roles else roles[0] if roles else None
+
+
+def _netloc(origin: str) -> str | None:
+    """Host and port of an origin; None where it is no address."""
+    try:
+        return urlsplit(origin).netloc.lower()
+    except ValueError:
+        return None
 
 
 def _plain(_: int, text: str) -> tuple[bytes, bytes]:

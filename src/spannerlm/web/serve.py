@@ -81,6 +81,7 @@ class Desk:
 
     def answer(self, asked: Asked) -> Found:
         """[m n] responses, those of one prompt side by side, and the usage. Cost: the draws that the usage tells."""
+        self._check(asked)
         rng = np.random.default_rng(asked.seed)
         try:
             return self._answered(asked, rng)
@@ -88,6 +89,18 @@ class Desk:
             raise ApiError(400, str(error)) from error
         except ModelError as error:
             raise ApiError(400 if "prompt" in str(error) else 503, str(error)) from error
+
+    def _check(self, asked: Asked) -> None:
+        """Raise `ApiError`, before anything is drawn, for a token limit where tokens are not known."""
+        most = self.served.policy.model.max_new_tokens
+        known = getattr(self.served.policy.model, "codec", None) is not None
+        if not known and asked.max_tokens is not None and asked.max_tokens < most:
+            raise ApiError(
+                400,
+                f"max_tokens: expected none, or at least {most}: the model is behind a server, and its tokens are not "
+                "known here",
+                param="max_tokens",
+            )
 
     def _answered(self, asked: Asked, rng: np.random.Generator) -> Found:
         policy, cap = self.served.policy, self.served.max_draws
@@ -145,16 +158,8 @@ class Desk:
         cut = cut_at_stop(text, asked.stop, keep=False)
         finish = "length" if self._full(prompt, text) and cut == text else "stop"
         codec = getattr(self.served.policy.model, "codec", None)
-        most = self.served.policy.model.max_new_tokens
-        if asked.max_tokens is None or asked.max_tokens >= most:
+        if codec is None or asked.max_tokens is None or asked.max_tokens >= self.served.policy.model.max_new_tokens:
             return Chosen(cut, finish)
-        if codec is None:
-            raise ApiError(
-                400,
-                f"max_tokens: expected none, or at least {most}: the model is behind a server, and its tokens are not "
-                "known here",
-                param="max_tokens",
-            )
         ids = codec.response_ids(prompt, cut)
         if len(ids) <= asked.max_tokens:
             return Chosen(cut, finish)
@@ -197,7 +202,7 @@ def answering() -> bool:
 
 def serve_app(served: Served, *, hosts: frozenset[str] | None, token: str | None = None) -> Any:
     """The endpoint as an ASGI app. ``hosts``: as `Guard` has them; ``token``: the API key."""
-    app, desk = FastAPI(docs_url=None, redoc_url=None, openapi_url=None), Desk(served)
+    app, desk = FastAPI(docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False), Desk(served)
     names = (served.name, *served.also)
 
     @app.get("/health")
