@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from spannerlm.errors import InputError, RewardError
-from spannerlm.functions import combined, load_compare, load_reward
+from spannerlm.functions import combined, handed, load_compare, load_reward
 from spannerlm.rewards import call_comparison, call_reward, is_pure
 
 
@@ -388,6 +388,59 @@ def test_several_rewards_of_a_file_get_what_each_takes_of_what_a_trainer_hands_o
     reward = load_reward(f"{path}:several", ["level"], token_ids=lambda _, texts: [[0] * (len(t) + 1) for t in texts])
     assert call_reward(reward, ["p", "q"], ["x", "yyy"], {"level": [1, 2]}) == [1 + 100 + 20.25, 3 + 200 + 40.25]
     assert [record.getMessage().partition(": ")[2] for record in caplog.records] == ["several: seen = 1.0"]
+
+
+def test_functions_given_in_python_are_called_as_trainers_call_them(caplog):
+    caplog.set_level(logging.INFO, "spannerlm.functions")
+
+    def ids(prompts, completions):
+        return [[0] * len(text) for text in completions]
+
+    def everything(completions, **kwargs):
+        kwargs["log_metric"]("k", 1.0)
+        assert {"prompts", "trainer_state", "log_extra", "level", "completion_ids"} <= set(kwargs)
+        return [float(k) + len(kwargs["completion_ids"][i]) for i, k in enumerate(kwargs["level"])]
+
+    async def step(completions, trainer_state):
+        return [None if trainer_state is None else 1.0 for _ in completions]
+
+    class Tokens:
+        pure = True
+
+        def __call__(self, completion_ids, **kwargs):
+            assert "log_metric" not in kwargs or kwargs["log_metric"] is not None
+            return [float(len(row)) for row in completion_ids]
+
+    class Judge:
+        def __call__(self, prompts, completions, **columns):
+            assert set(columns) == {"level"}
+            return [7.0 for _ in completions]
+
+    columns = {"level": [1, 2]}
+    for function, wanted in (
+        (everything, [3.0, 5.0]),
+        (step, [None, None]),
+        (Tokens(), [2.0, 3.0]),
+        (Judge(), [7.0, 7.0]),
+    ):
+        assert call_reward(handed(function, columns, ids), ["p", "q"], ["ab", "abc"], columns) == wanted
+    assert is_pure(handed(Tokens(), (), ids))
+    judge = Judge()
+    assert handed(judge, columns) is judge
+    several = handed([everything, step, Tokens()], columns, ids)
+    assert call_reward(several, ["p", "q"], ["ab", "abc"], columns) == [5.0, 8.0]
+    assert len(caplog.records) == 2
+
+
+def test_a_function_given_in_python_that_lacks_a_column_or_tokens_is_refused():
+    def needs(completions, answer, **kwargs):
+        return []
+
+    with pytest.raises(InputError, match="the argument 'answer' to be a column, got answers; did you mean 'answers'"):
+        handed(needs, ["answers"])
+    with pytest.raises(InputError, match="the argument 'completion_ids' to be a column"):
+        handed(lambda completion_ids, **_: [], [])
+    assert handed(lambda texts, replies: [], []) is not None
 
 
 @pytest.mark.parametrize(("functions", "weights"), [([], None), ([first], [1, 2]), ([first], [float("nan")])])

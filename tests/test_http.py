@@ -32,6 +32,7 @@ def test_a_key_is_its_variable(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_secret_is_hidden_however_it_is_written_and_a_word_is_not() -> None:
+    assert hidden(rb"sk-very\u002Fsecret\u002bkey=\u003D", KEY) == b"***"
     said = b'{"error": "bad sk-very/secret+key== or sk-very\\/secret+key== or sk-very%2Fsecret%2Bkey%3D%3D"}'
     assert hidden(said, KEY) == b'{"error": "bad *** or *** or ***"}'
     reply = b'{"usage": {"prompt_tokens": 3}, "text": "EMPTY"}'

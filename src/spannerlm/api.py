@@ -16,6 +16,8 @@ from spannerlm.environments import TabularEnvironment, TokenEnvironment
 from spannerlm.errors import InputError
 from spannerlm.explorers import EXPLORERS, STEP_EXPLORERS, Explorer, explorer_by_name
 from spannerlm.features import FeatureMap, feature_map
+from spannerlm.functions import handed
+from spannerlm.inputs import kind_of
 from spannerlm.ledger import Ledger
 from spannerlm.policy import Policy, TruncatedSoftmaxPolicy
 from spannerlm.records import Info, Spec
@@ -44,7 +46,7 @@ def explore(
     prompts: Sequence[str] | None = None,
     model: Any = None,
     features: Any = "hidden",
-    reward: RewardFunction | None = None,
+    reward: RewardFunction | Sequence[RewardFunction] | None = None,
     columns: Mapping[str, Sequence[Any]] | None = None,
     generation: Mapping[str, Any] | None = None,
     run_dir: Path | str | None = None,
@@ -107,6 +109,11 @@ def explore(
         if isinstance(env, TokenEnvironment):
             spec = replace(spec, horizon=env.horizon)
         return _explore_environment(env, chosen, spec, seed, run_dir)
+    if prompts is not None and (other := next((p for p in prompts if not isinstance(p, str)), None)) is not None:
+        raise InputError(
+            f"prompts: expected texts, got {kind_of(other)}: give the texts, and what else a row has as "
+            "columns={name: list}; a configuration may name a file with lists of messages"
+        )
     source, wanted = (reward, "reward") if feedback == "scalar" else (compare, "compare")
     if prompts is None or model is None or source is None:
         raise InputError(f"expected an environment, or prompts=, model= and {wanted}= for a real model")
@@ -129,7 +136,9 @@ def explore(
         about["turns"] = getattr(turns, "__qualname__", type(turns).__qualname__)
     elif oracle.segments is not None:
         about["segments"] = None if oracle.segments.ends is not None else oracle.segments.spec()
-    sources = {"reward": reward, "compare": compare}
+    spelled = getattr(loaded, "completion_ids", None)
+    ids = None if spelled is None else lambda *texts: list(map(spelled, *texts))
+    sources = {"reward": None if reward is None else handed(reward, columns or (), ids), "compare": compare}
     result = _drive(oracle, chosen, sources, spec, seed, columns, run_dir, lambda _: {}, about, in_doubt)
     if run_dir is not None:
         if result.levels is not None:

@@ -23,8 +23,8 @@ from typing import Any
 
 from spannerlm import fields
 from spannerlm.errors import InputError, RewardError
-from spannerlm.inputs import TRAINERS, kind_of, near, siblings
-from spannerlm.rewards import CompareFunction, RewardFunction, call_reward, is_pure
+from spannerlm.inputs import RESERVED, TRAINERS, kind_of, near, siblings
+from spannerlm.rewards import CompareFunction, RewardFunction, ask_reward, call_reward, is_pure
 
 LOG = logging.getLogger(__name__)
 IDS = "completion_ids"
@@ -140,6 +140,45 @@ def _given(function: RewardFunction, handed: Mapping[str, Any]) -> RewardFunctio
     open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     taken = {name: value for name, value in handed.items() if open_ended or name in parameters}
     return functools.partial(function, **taken) if taken else function
+
+
+def handed(function: Any, columns: Collection[str] = (), token_ids: TokenIds | None = None) -> RewardFunction | Any:
+    """A reward function called as TRL's trainers call it: with ``trainer_state``, ``log_extra`` and the like where it
+    names them, or is a plain function that takes ``**kwargs``; several in a list are their sum. Objects that ask for
+    nothing of that kind, a judge for example, are what they were.
+
+    Raises `InputError` where a function that names ``completions`` needs an argument that is no column.
+    """
+    if isinstance(function, list | tuple):
+        return combined([handed(one, columns, token_ids) for one in function])
+    try:
+        parameters = inspect.signature(function).parameters
+    except (TypeError, ValueError):
+        return function
+    named = [p for p in parameters.values() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+    known = {"prompts", "completions", *RESERVED, *columns} - ({IDS} if token_ids is None else set())
+    missing = [p.name for p in named if p.default is p.empty and p.name not in known]
+    if ("completions" in parameters or IDS in parameters) and missing:
+        have = ", ".join(columns) or "no columns"
+        raise InputError(
+            f"reward: expected the argument {missing[0]!r} to be a column, got {have}{near(missing[0], columns)}: give "
+            "it in columns=, or a default"
+        )
+    open_ended = inspect.isfunction(function) and any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    if not open_ended and not any(name in parameters for name in TRAINERS):
+        return function
+
+    @functools.wraps(function)
+    def reward(prompts: Sequence[str], completions: Sequence[str], **others: Any) -> Any:
+        extras = dict(_offered(getattr(function, "__name__", type(function).__name__)))
+        if token_ids is not None:
+            ids = _Late(functools.partial(token_ids, prompts, completions))
+            extras[IDS] = list(ids) if IDS in parameters else ids
+        return ask_reward(_given(function, extras), prompts, completions, others)
+
+    del reward.__wrapped__  # its own arguments are those it is called with
+    reward.pure = is_pure(function)  # type: ignore[attr-defined]
+    return reward
 
 
 def _weighted(row: Sequence[float | None], weights: Sequence[float]) -> float | None:

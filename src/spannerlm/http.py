@@ -6,6 +6,7 @@ import datetime
 import email.utils
 import math
 import os
+import re
 from dataclasses import astuple, dataclass
 from typing import Any
 from urllib.parse import quote, urlsplit
@@ -94,9 +95,9 @@ def hidden(data: bytes, secret: str) -> bytes:
     data = data.replace(b"Bearer " + secret.encode(), b"Bearer " + HIDDEN)
     if len(secret) < SECRET:
         return data
-    for form in dict.fromkeys((secret, secret.replace("/", "\\/"), quote(secret, safe=""))):
-        data = data.replace(form.encode(), HIDDEN)
-    return data
+    escaped = "".join(rf"(?:{re.escape(c)}|\\{re.escape(c)}|\\u00(?i:{ord(c):02x}))" for c in secret)
+    data = re.sub(escaped.encode(), HIDDEN, data)
+    return data.replace(quote(secret, safe="").encode(), HIDDEN)
 
 
 def seconds_until(after: str | None) -> float:

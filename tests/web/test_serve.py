@@ -29,7 +29,7 @@ from fastapi.testclient import TestClient
 from scipy.stats import chisquare
 
 from spannerlm.backends.huggingface import HuggingFaceModel
-from spannerlm.errors import InputError
+from spannerlm.errors import InputError, ModelError
 from spannerlm.features import feature_map
 from spannerlm.tilted import SteppedPolicy, TiltedPolicy, load_policy, save_policy
 from spannerlm.web.forms import ApiError, understood
@@ -429,6 +429,24 @@ def test_a_token_limit_behind_a_server_is_refused_before_anything_is_drawn(polic
     found = page(slow).post("/v1/completions", json={"model": "tiny-run", "prompt": "a", "max_tokens": 6})
     assert (found.status_code, found.json()["error"]["param"]) == (400, "max_tokens")
     assert slow.asked == []
+
+
+def test_what_a_models_server_said_is_the_owners_to_know_and_clients_do_not_pay_again(
+    policy: TiltedPolicy, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Behind(Slow):
+        def sample(self, prompts: Sequence[str], n: int, **options: Any) -> Any:
+            raise ModelError("http://10.0.0.7/v1: refused with 503: the prompt cache is down")
+
+    behind: Any = Behind(policy)
+    behind.model = SimpleNamespace(max_new_tokens=7)
+    found = page(behind).post("/v1/completions", json={"model": "tiny-run", "prompt": "a"})
+    assert (found.status_code, found.headers["x-should-retry"]) == (503, "false")
+    assert "10.0.0.7" not in found.text
+    assert "10.0.0.7" in caplog.text
+    here: Any = Behind(policy)
+    found = page(here).post("/v1/completions", json={"model": "tiny-run", "prompt": "a"})
+    assert (found.status_code, found.headers["x-should-retry"]) == (400, "false")
 
 
 def test_what_breaks_is_an_error_in_the_same_form(policy: TiltedPolicy) -> None:

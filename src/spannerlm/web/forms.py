@@ -50,10 +50,19 @@ class ApiError(Exception):
     """A refusal in the OpenAI form."""
 
     def __init__(
-        self, status: int, message: str, *, param: str | None = None, code: str | None = None, after: int | None = None
+        self,
+        status: int,
+        message: str,
+        *,
+        param: str | None = None,
+        code: str | None = None,
+        after: int | None = None,
+        again: bool = True,
     ) -> None:
         super().__init__(message)
         self.status, self.param, self.code, self.after = status, param, code, after
+        self.again = again
+        """Whether a client may send the request again by itself."""
 
     def body(self) -> dict[str, Any]:
         """``{"error": {...}}``."""

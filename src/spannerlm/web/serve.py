@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import threading
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import Future
@@ -26,6 +27,7 @@ from spannerlm.tilted import Answer, SteppedPolicy, TiltedPolicy
 from spannerlm.web.forms import ApiError, Asked, Chosen, chunks, error_body, reply, understood
 from spannerlm.web.security import Guard
 
+LOG = logging.getLogger(__name__)
 Fallback = Literal["best", "base", "error"]
 Found = tuple[list[Chosen], dict[str, Any]]
 """[m n] responses and the usage."""
@@ -88,7 +90,11 @@ class Desk:
         except InputError as error:
             raise ApiError(400, str(error)) from error
         except ModelError as error:
-            raise ApiError(400 if "prompt" in str(error) else 503, str(error)) from error
+            if getattr(self.served.policy.model, "codec", None) is not None:  # the model is here
+                raise ApiError(400 if "prompt" in str(error) else 503, str(error), again=False) from error
+            # Whose server it is and what it said is its owner's to know; what was drawn would be paid for again.
+            LOG.error("the model's server: %s", error)
+            raise ApiError(503, "the model behind this server failed: its owner can see why", again=False) from error
 
     def _check(self, asked: Asked) -> None:
         """Raise `ApiError`, before anything is drawn, for a token limit where tokens are not known."""
@@ -243,6 +249,7 @@ def serve_app(served: Served, *, hosts: frozenset[str] | None, token: str | None
     @app.exception_handler(ApiError)
     async def refused(_: Request, error: ApiError) -> Response:
         head = {} if error.after is None else {"retry-after": str(error.after)}
+        head |= {} if error.again else {"x-should-retry": "false"}
         return _json(error.body(), error.status, head)
 
     @app.exception_handler(Exception)
