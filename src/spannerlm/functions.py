@@ -125,8 +125,8 @@ def combined(functions: Sequence[RewardFunction], weights: Sequence[float] | Non
         )
 
     def reward(prompts: Sequence[str], completions: Sequence[str], **columns: Any) -> list[float | None]:
-        handed = {name: columns.pop(name) for name in TRAINERS if name in columns}
-        table = [call_reward(_given(part, handed), prompts, completions, columns) for part in parts]  # [functions, k]
+        others = {name: columns.pop(name) for name in TRAINERS if name in columns}
+        table = [call_reward(_given(part, others), prompts, completions, columns) for part in parts]  # [functions, k]
         return [_weighted(row, shares) for row in zip(*table, strict=True)]
 
     reward.__name__ = "+".join(str(getattr(part, "__name__", type(part).__name__)) for part in parts)
@@ -134,11 +134,11 @@ def combined(functions: Sequence[RewardFunction], weights: Sequence[float] | Non
     return reward
 
 
-def _given(function: RewardFunction, handed: Mapping[str, Any]) -> RewardFunction:
+def _given(function: RewardFunction, others: Mapping[str, Any]) -> RewardFunction:
     """The function with what it takes of what a trainer hands over, which is no column with a value per completion."""
     parameters = inspect.signature(function).parameters
     open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-    taken = {name: value for name, value in handed.items() if open_ended or name in parameters}
+    taken = {name: value for name, value in others.items() if open_ended or name in parameters}
     return functools.partial(function, **taken) if taken else function
 
 
