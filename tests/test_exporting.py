@@ -17,6 +17,7 @@ from trl import data_utils
 
 import spannerlm
 from spannerlm import bundled
+from spannerlm.dialogue import PLAIN, Form
 from spannerlm.errors import InputError
 from spannerlm.exporting import KINDS, Export, exported, read_run, write_export
 from spannerlm.ledger import Ledger
@@ -183,10 +184,10 @@ def test_what_is_written_is_read_by_datasets_and_is_what_trl_takes(
 
 def test_the_system_prompt_comes_first(compared: Path) -> None:
     past = read_run(compared)
-    assert past.system is None
+    assert past.form == PLAIN
     from spannerlm.exporting import _messages
 
-    assert [m["role"] for m in _messages("prompt", "hi", "Be kind.")] == ["system", "user"]
+    assert [m["role"] for m in _messages("prompt", "hi", Form("Be kind."))] == ["system", "user"]
 
 
 def test_the_same_seed_gives_the_same_rows_and_runs_of_ask_are_exported_too(tmp_path: Path) -> None:
@@ -240,7 +241,7 @@ def test_nothing_is_replaced_and_wrong_names_are_told(rewarded: Path, tmp_path: 
     assert (tmp_path / "there.jsonl").read_text() == "mine"
     with pytest.raises(InputError, match="expected at least one row"):
         write_export(export_of(), tmp_path / "empty.jsonl")
-    with pytest.raises(InputError, match="got messages"):
+    with pytest.raises(InputError, match="got lists of messages"):
         write_export(exported(rewarded, "sft", conversational=True), tmp_path / "a.csv")
     with pytest.raises(InputError, match="format: expected one of"):
         exported(rewarded, "dpo")  # type: ignore[arg-type]

@@ -7,6 +7,7 @@ import sys
 
 import pytest
 
+from spannerlm.dialogue import Form
 from spannerlm.errors import InputError, RewardError
 from spannerlm.functions import combined, handed, load_compare, load_reward
 from spannerlm.rewards import call_comparison, call_reward, is_pure
@@ -225,9 +226,9 @@ def trls(tmp_path):
 
 
 def test_conversational_rewards_get_messages(trls):
-    reward = load_reward(f"{trls}:messages", conversational=True, system="Be kind.")
+    reward = load_reward(f"{trls}:messages", form=Form("Be kind."))
     assert call_reward(reward, ["p", "p"], ["four", "a"], {}) == [4.0, 1.0]
-    compare = load_compare(f"{trls}:pairs", conversational=True)
+    compare = load_compare(f"{trls}:pairs", form=Form())
     assert call_comparison(compare, ["p"], ["b"], ["a"], {}) == [1.0]
 
 
@@ -256,7 +257,7 @@ def test_tokens_are_there_where_the_model_is(trls):
         return [[ord(c) for c in text] + [0] for text in completions]
 
     for conversational in (False, True):
-        reward = load_reward(f"{trls}:tokens", conversational=conversational, token_ids=ids)
+        reward = load_reward(f"{trls}:tokens", form=Form() if conversational else None, token_ids=ids)
         assert call_reward(reward, ["p", "q"], ["four", "a"], {}) == [5.0, 2.0]
         assert asked.pop() == (["p", "q"], ["four", "a"])
     late = load_reward(f"{trls}:late", token_ids=ids)
@@ -313,7 +314,7 @@ def test_rewards_of_installed_modules_are_called_as_they_are():
     """TRL's own, on the messages that its trainers would give."""
     from trl.rewards import think_format_reward
 
-    reward = load_reward("trl.rewards:think_format_reward", [], conversational=True)
+    reward = load_reward("trl.rewards:think_format_reward", [], form=Form())
     texts = ["<think>so</think>yes", "yes", "<think>so"]
     own = think_format_reward([[{"role": "assistant", "content": text}] for text in texts])
     assert call_reward(reward, ["p"] * 3, texts, {}) == own == [1.0, 0.0, 0.0]
@@ -326,12 +327,12 @@ def test_rewards_of_installed_modules_are_called_as_they_are():
 def test_trls_accuracy_reward_skips_what_it_can_not_read():
     from trl.rewards import accuracy_reward
 
-    reward = load_reward("trl.rewards:accuracy_reward", ["solution"], conversational=True)
+    reward = load_reward("trl.rewards:accuracy_reward", ["solution"], form=Form())
     texts, solution = [r"\boxed{\frac{1}{3}}", r"\boxed{\frac{1}{2}}", "x"], [r"\frac{1}{3}", r"\frac{1}{3}", ""]
     own = accuracy_reward([[{"role": "assistant", "content": text}] for text in texts], solution)
     assert call_reward(reward, ["p"] * 3, texts, {"solution": solution}) == own == [1.0, 0.0, None]
     with pytest.raises(InputError, match="expected the argument 'solution' to be a column"):
-        load_reward("trl.rewards:accuracy_reward", ["solutions"], conversational=True)
+        load_reward("trl.rewards:accuracy_reward", ["solutions"], form=Form())
 
 
 # --- several at once -------------------------------------------------------------------------------------------------

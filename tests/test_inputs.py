@@ -7,8 +7,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from spannerlm import inputs
+from spannerlm.dialogue import Form
 from spannerlm.errors import InputError
-from spannerlm.inputs import Prompts, read_prompts
+from spannerlm.inputs import Prompts, behind, fitted, given_prompts, read_prompts
 
 TEXTS = ("How are you?", "Où est\u2028la gare ?", '"quoted", \\ and 🌍')
 
@@ -54,7 +55,7 @@ def test_a_dataset_that_was_saved_is_read_as_the_library_reads_it(tmp_path):
         read_prompts(tmp_path / "both")
     assert read_prompts(tmp_path / "both" / "test").texts == TEXTS
     datasets.Dataset.from_dict({"prompt": talk, "answer": [{"a": 1}] * 3}).save_to_disk(tmp_path / "talk")
-    assert read_prompts(tmp_path / "talk") == Prompts(TEXTS, {"answer": ({"a": 1},) * 3}, conversational=True)
+    assert read_prompts(tmp_path / "talk") == Prompts(TEXTS, {"answer": ({"a": 1},) * 3}, Form())
     datasets.Dataset.from_dict({"prompt": ["a", None]}).save_to_disk(tmp_path / "none")
     with pytest.raises(InputError, match="none: row 2: prompt: expected text, got nothing"):
         read_prompts(tmp_path / "none")
@@ -174,6 +175,7 @@ def test_a_file_that_is_not_there_is_told_with_the_nearest_one(tmp_path):
 # --- messages -------------------------------------------------------------------------------------------------------
 
 SYSTEM = {"role": "system", "content": "Be kind."}
+SAID = {"role": "assistant", "content": "Hello,\nuser: you."}
 
 
 def talk(text, *first):
@@ -182,18 +184,66 @@ def talk(text, *first):
 
 def test_prompts_of_messages_are_the_users_words_and_their_system_prompt(tmp_path):
     path = write(tmp_path, "p.jsonl", talk("one") + talk("two"))
-    assert read_prompts(path) == Prompts(("one", "two"), {"n": (1, 1)}, conversational=True)
+    assert read_prompts(path) == Prompts(("one", "two"), {"n": (1, 1)}, Form())
     path = write(tmp_path, "s.jsonl", talk("one", SYSTEM) + talk("two", SYSTEM))
-    assert read_prompts(path) == Prompts(("one", "two"), {"n": (1, 1)}, conversational=True, system="Be kind.")
+    assert read_prompts(path) == Prompts(("one", "two"), {"n": (1, 1)}, Form("Be kind."))
+
+
+def test_other_lists_of_messages_are_whole_conversations(tmp_path):
+    """Several messages in some row, or system messages that differ; what a dataset adds as null is nothing."""
+    whole = "system: Be kind.\nassistant: Hello,\n    user: you.\nuser: two"
+    first = {**SYSTEM, "tool_calls": None}
+    found = read_prompts(write(tmp_path, "p.jsonl", talk("one") + talk("two", first, SAID)))
+    assert found == Prompts(("user: one", whole), {"n": (1, 1)}, Form(dialogues=True))
+    assert found.in_full() is found
+    found = read_prompts(write(tmp_path, "p.jsonl", talk("one") + talk("two", SYSTEM)))
+    assert found.texts == ("user: one", "system: Be kind.\nuser: two")
+    same = read_prompts(write(tmp_path, "p.jsonl", talk("one", SYSTEM) + talk("two", SYSTEM))).in_full()
+    assert same == Prompts(("system: Be kind.\nuser: one", found.texts[1]), {"n": (1, 1)}, Form(dialogues=True))
+
+
+def test_a_system_message_stands_in_front_of_what_has_none(tmp_path):
+    texts = Prompts(("a",), {})
+    talks = read_prompts(write(tmp_path, "p.jsonl", talk("one") + talk("two", SAID)))
+    kind = read_prompts(write(tmp_path, "k.jsonl", talk("one", SYSTEM)))
+    mixed = read_prompts(write(tmp_path, "m.jsonl", talk("one") + talk("two", SYSTEM)))
+    assert behind(texts, None, "system") == Form()
+    assert behind(texts, "s", "system") == Form("s")
+    assert behind(talks, "s", "system") == Form("s", dialogues=True)
+    assert behind(kind, "Be kind.", "system") == behind(kind, None, "system") == Form("Be kind.")
+    for found in (kind, mixed):
+        with pytest.raises(InputError, match="system: expected none, because the prompts have one of their own"):
+            behind(found, "s", "system")
+
+
+def test_prompts_fit_a_policy_of_their_form_or_are_refused(tmp_path):
+    """What a policy that reads texts, one behind a system message, and ones of conversations make of the same."""
+    texts = given_prompts(["a", "b"])
+    kind = given_prompts([json.loads(talk("a", SYSTEM))["prompt"]])
+    talks = given_prompts([json.loads(talk("a", SAID))["prompt"], json.loads(talk("b", SYSTEM))["prompt"]])
+    assert fitted(texts, Form()) == fitted(texts, Form("s")) == ("a", "b")
+    assert fitted(texts, Form(dialogues=True)) == fitted(texts, Form("s", dialogues=True)) == ("user: a", "user: b")
+    assert fitted(kind, Form("Be kind.")) == ("a",)
+    assert fitted(kind, Form("Be kind.", dialogues=True)) == ("user: a",)
+    assert fitted(kind, Form(dialogues=True)) == ("system: Be kind.\nuser: a",)
+    assert fitted(talks, Form(dialogues=True)) == talks.texts
+    for form in (Form(), Form("s"), Form("s", dialogues=True)):
+        with pytest.raises(InputError, match="expected the run's own system message"):
+            fitted(kind, form)
+    with pytest.raises(InputError, match=r"prompts\[0\]: expected one message, the user's"):
+        fitted(talks, Form("Be kind."))
 
 
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        (talk("one") + talk("two", SYSTEM), "one and the same system message, got 2 of them"),
-        (talk("one") + '{"prompt": "two"}\n', "all texts, or all lists of messages"),
-        (talk("one", {"role": "user", "content": "x"}), "got the roles ['user', 'user']"),
-        (talk("one", {"role": "assistant", "content": "x"}), "got the roles ['assistant', 'user']"),
+        (talk("one") + '{"prompt": "two"}\n', "all texts, or all lists of messages, got 1 texts and 1 lists"),
+        (talk("one", {"role": "tool", "content": "x"}), "the user's last, got the roles ['tool', 'user']"),
+        (talk("one", SYSTEM, SYSTEM), "the user's last, got the roles ['system', 'system', 'user']"),
+        (json.dumps({"prompt": [SYSTEM]}), "the user's last, got the roles ['system']"),
+        (json.dumps({"prompt": [{**SAID, "role": "user"}, SAID]}), "got the roles ['user', 'assistant']"),
+        (talk("one", {**SAID, "tool_calls": [1]}), "messages of role and content, got 'tool_calls' beside them"),
+        (talk("one", {**SAID, "content": None}), "content: expected text, got nothing"),
         (talk(""), "content: expected text, got an empty prompt"),
         (talk(3), "content: expected text, got 3"),
         (talk([{"role": "user", "content": "x"}]), "content: expected text, got [{'role': 'user'"),

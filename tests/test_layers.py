@@ -17,6 +17,7 @@ SOURCE = Path(spannerlm.__file__).parent
 
 ORDER = [
     "errors",
+    "dialogue",
     "records",
     "progress",
     "wording",

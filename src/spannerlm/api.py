@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,12 +12,13 @@ import numpy as np
 from spannerlm.backends import load
 from spannerlm.backends.conversation import ConversationOracle, User
 from spannerlm.backends.oracle import ModelOracle
+from spannerlm.dialogue import PLAIN, Form
 from spannerlm.environments import TabularEnvironment, TokenEnvironment
 from spannerlm.errors import InputError
 from spannerlm.explorers import EXPLORERS, STEP_EXPLORERS, Explorer, explorer_by_name
 from spannerlm.features import FeatureMap, feature_map
-from spannerlm.functions import handed
-from spannerlm.inputs import kind_of
+from spannerlm.functions import handed, in_messages
+from spannerlm.inputs import behind, given_prompts
 from spannerlm.ledger import Ledger
 from spannerlm.policy import Policy, TruncatedSoftmaxPolicy
 from spannerlm.records import Info, Spec
@@ -43,7 +44,7 @@ def explore(
     batch: int = 20,
     beta: float | None = None,
     kl: float | None = None,
-    prompts: Sequence[str] | None = None,
+    prompts: Sequence[Any] | None = None,
     model: Any = None,
     features: Any = "hidden",
     reward: RewardFunction | Sequence[RewardFunction] | None = None,
@@ -61,7 +62,8 @@ def explore(
 ) -> Result:
     """What exploring with ``labels`` reward labels leads to: the policy, its history and its costs.
 
-    On an exact environment: ``explore(env, labels=200)``. On a real model: ``prompts`` [X], ``model`` (hub id, path or
+    On an exact environment: ``explore(env, labels=200)``. On a real model: ``prompts`` [X] (texts, or lists of
+    messages as TRL has them; the reward then gets such lists), ``model`` (hub id, path or
     a loaded back end), ``features`` (see `feature_map`), ``reward`` (a TRL reward function, called with ``columns``,
     each [X], by keyword), either ``beta`` or ``kl``, in nats, and ``generation``: options of the back end's ``load``,
     such as ``max_new_tokens``, ``stop``, ``device``.
@@ -109,19 +111,17 @@ def explore(
         if isinstance(env, TokenEnvironment):
             spec = replace(spec, horizon=env.horizon)
         return _explore_environment(env, chosen, spec, seed, run_dir)
-    if prompts is not None and (other := next((p for p in prompts if not isinstance(p, str)), None)) is not None:
-        raise InputError(
-            f"prompts: expected texts, got {kind_of(other)}: give the texts, and what else a row has as "
-            "columns={name: list}; a configuration may name a file with lists of messages"
-        )
     source, wanted = (reward, "reward") if feedback == "scalar" else (compare, "compare")
     if prompts is None or model is None or source is None:
         raise InputError(f"expected an environment, or prompts=, model= and {wanted}= for a real model")
     _check_steps(chosen, segments, turns, beta, kl)
-    loaded = loaded_model(model, generation or {}, run_dir)
+    given = asked(model, prompts, generation, run_dir)
+    if turns is not None and given.form is not None:
+        raise InputError("prompts: expected texts where turns says what the model is given, got lists of messages")
+    loaded = given.model
     phi = feature_map(features, getattr(loaded, "hidden_size", None))
-    oracle = _oracle(loaded, prompts, phi, segments, horizon, turns)
-    probs = np.full(len(prompts), 1.0 / len(prompts))
+    oracle = _oracle(loaded, given.texts, phi, segments, horizon, turns)
+    probs = np.full(len(given.texts), 1.0 / len(given.texts))
     spec = Spec(
         probs, oracle.dim, labels, draws, batch, beta, (DEFAULT_KL if kl is None else kl) if beta is None else None
     )
@@ -131,14 +131,17 @@ def explore(
     local = isinstance(model, str) and Path(model).exists()
     name = str(Path(model).resolve()) if local else model if isinstance(model, str) else None
     described = None if callable(features) and not hasattr(features, "spec") else phi.spec()
-    about: dict[str, Any] = {"model": name, "options": dict(generation or {}), "features": described}
+    about: dict[str, Any] = {"model": name, "options": given.options, "features": described}
     if isinstance(oracle, ConversationOracle):
         about["turns"] = getattr(turns, "__qualname__", type(turns).__qualname__)
     elif oracle.segments is not None:
         about["segments"] = None if oracle.segments.ends is not None else oracle.segments.spec()
     spelled = getattr(loaded, "completion_ids", None)
     ids = None if spelled is None else lambda *texts: list(map(spelled, *texts))
-    sources = {"reward": None if reward is None else handed(reward, columns or (), ids), "compare": compare}
+    sources: Sources = {
+        "reward": None if reward is None else handed(reward, columns or (), ids, given.form),
+        "compare": None if compare is None else in_messages(compare, given.form),
+    }
     result = _drive(oracle, chosen, sources, spec, seed, columns, run_dir, lambda _: {}, about, in_doubt)
     if run_dir is not None:
         if result.levels is not None:
@@ -193,6 +196,43 @@ def _oracle(
     if oracle.segments is not None and oracle.horizon is None:
         raise InputError(f"horizon: expected how many segments ({oracle.segments}) a response has at most, got None")
     return oracle
+
+
+@dataclass(frozen=True, eq=False)
+class Asked:
+    """A loaded back end, and prompts as it reads them."""
+
+    model: Any
+    texts: tuple[str, ...]
+    """[X]"""
+    form: Form | None
+    """What the texts stand for where they were lists of messages; None: they were texts."""
+    options: dict[str, Any]
+    """Of the back end's ``load``."""
+
+
+def asked(
+    model: Any, prompts: Sequence[Any], generation: Mapping[str, Any] | None, folder: Path | str | None = None
+) -> Asked:
+    """The back end of a hub id or path, or ``model`` itself where it is one already, and prompts for it.
+
+    `InputError` where it does not read prompts as these are: it was loaded for others.
+    """
+    if isinstance(prompts, str) or not len(prompts):
+        raise InputError(f"prompts: expected a list of at least one text, got {prompts!r}")
+    options, found = dict(generation or {}), given_prompts(prompts)
+    form = None if found.form is None else behind(found, options.get("system"), "generation['system']")
+    if form is not None:
+        options |= {} if form.system is None else {"system": form.system}
+        options |= {"dialogues": True} if form.dialogues else {}
+    loaded = loaded_model(model, options, folder)
+    reads: Form = getattr(loaded, "form", PLAIN)
+    if form is not None and (reads.dialogues != form.dialogues or form.system not in (None, reads.system)):
+        raise InputError(
+            f"model: expected one that was loaded with system={form.system!r} and dialogues={form.dialogues}, as these "
+            f"lists of messages need it, got {reads.system!r} and {reads.dialogues}: load it so, or give its name"
+        )
+    return Asked(loaded, found.texts, None if form is None else reads, options)
 
 
 def loaded_model(model: Any, options: Mapping[str, Any], folder: Path | str | None = None) -> Any:

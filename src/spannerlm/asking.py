@@ -20,7 +20,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from spannerlm.api import DEFAULT_KL, check_feedback, loaded_model
+from spannerlm.api import DEFAULT_KL, asked, check_feedback, loaded_model
 from spannerlm.askdriver import ANYBODY, AskDriver, LazyOracle, Settings
 from spannerlm.backends.oracle import ModelOracle
 from spannerlm.environments import TabularEnvironment
@@ -89,7 +89,7 @@ class Run:
         directory: Path | str,
         *,
         env: TabularEnvironment | None = None,
-        prompts: Sequence[str] | None = None,
+        prompts: Sequence[Any] | None = None,
         model: Any = None,
         features: Any = "hidden",
         explorer: str | Explorer = "directed",
@@ -141,15 +141,15 @@ class Run:
         else:
             if prompts is None or model is None:
                 raise InputError("expected prompts= and model=, or env=, for a run that is new")
-            found = loaded_model(model, generation or {}, folder)
-            phi = feature_map(features, getattr(found, "hidden_size", None))
-            oracle, dim, fresh = ModelOracle(found, prompts, phi), phi.dim, False
-            probs = np.full(len(prompts), 1.0 / len(prompts))
+            given = asked(model, prompts, generation, folder)
+            phi = feature_map(features, getattr(given.model, "hidden_size", None))
+            oracle, dim, fresh = ModelOracle(given.model, given.texts, phi), phi.dim, False
+            probs = np.full(len(given.texts), 1.0 / len(given.texts))
             kl = (DEFAULT_KL if kl is None else kl) if beta is None else None
             name = model if isinstance(model, str) else None
             name = str(Path(name).resolve()) if name is not None and Path(name).exists() else name
             described = None if callable(features) and not hasattr(features, "spec") else phi.spec()
-            settings.about.update(model=name, options=dict(generation or {}), features=described)
+            settings.about.update(model=name, options=given.options, features=described)
         spec = Spec(probs, dim, labels, draws, batch, beta, kl, fresh, feedback, float(scale), target_regret)
         meta = {**spec_meta(spec, seed), **explorer_meta(chosen), **settings.about, "asked": settings.meta()}
         ledger = Ledger.open(folder, meta=meta, prompts=list(oracle.prompts), columns=settings.columns)

@@ -35,6 +35,7 @@ from spannerlm.web import serve_command
 
 if TYPE_CHECKING:
     from spannerlm.config import RunConfig
+    from spannerlm.inputs import Prompts
 
 
 app = typer.Typer(
@@ -198,15 +199,14 @@ def sample(
     """Draw responses from the learned policy: the base model, tilted, its weights untouched."""
     with boundary(as_json):
         _check_run(directory)
-        texts = list(prompt or ())
-        if prompts is not None:
-            from spannerlm.inputs import read_prompts
+        from spannerlm.inputs import Prompts, read_prompts
 
-            texts += read_prompts(prompts, column).texts
-        if not texts:
+        asked = [Prompts(tuple(prompt), {})] if prompt else []
+        asked += [] if prompts is None else [read_prompts(prompts, column)]
+        if not asked:
             raise ConfigError("expected a prompt, got none; give --prompt TEXT or --prompts FILE")
         with reserved_stdout(as_json) as console:
-            answers = _sample(directory, texts, n, seed, kl)
+            answers = _sample(directory, asked, n, seed, kl)
             if as_json:
                 print_json(console, {"samples": answers})
             else:
@@ -365,12 +365,18 @@ def _end(console: Console, found: Mapping[str, Any], directory: Path, as_json: b
         show_report(console, found, directory)
 
 
-def _sample(directory: Path, texts: Sequence[str], n: int, seed: int | None, kl: float | None) -> list[dict[str, Any]]:
+def _sample(
+    directory: Path, asked: Sequence[Prompts], n: int, seed: int | None, kl: float | None
+) -> list[dict[str, Any]]:
     import numpy as np
 
+    from spannerlm.dialogue import PLAIN
+    from spannerlm.inputs import fitted
     from spannerlm.tilted import load_policy
 
     policy = load_policy(directory, kl=kl)
+    form = getattr(policy.model, "form", PLAIN)
+    texts = [text for prompts in asked for text in fitted(prompts, form)]
     answers = policy.sample(texts, n, rng=np.random.default_rng(seed))
     keys = ("prompt", "responses", "draws", "exhausted")
     return [{key: getattr(answer, key) for key in keys} for answer in answers]

@@ -41,7 +41,9 @@ def export(
         typer.Option(metavar="NATS", help="KL of the policy; otherwise the run's.", show_default=False),
     ] = None,
     margin: Annotated[float, typer.Option(metavar="R", min=0.0, help="Least difference of rewards of a pair.")] = 0.0,
-    conversational: Annotated[bool, typer.Option(help="Texts as lists of messages.")] = False,
+    conversational: Annotated[
+        bool, typer.Option(help="Texts as lists of messages; always so where prompts are conversations.")
+    ] = False,
     seed: Annotated[int, typer.Option(metavar="N", min=0)] = 0,
     as_json: Json = False,
 ) -> None:

@@ -19,6 +19,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from spannerlm.dialogue import Form, Message
 from spannerlm.errors import InputError
 from spannerlm.files import durable_write, make_folder, sync_folder
 from spannerlm.labelfiles import written
@@ -40,7 +41,6 @@ KINDS: dict[str, str] = {
 }
 """Format -> what its rows are."""
 TEXTS = ("prompt", "chosen", "rejected", "completion")
-ROLES = {"prompt": "user", "chosen": "assistant", "rejected": "assistant", "completion": "assistant"}
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class Past:
     unlabelled: Mapping[str, int]
     """Status -> labels without a value."""
     meta: Mapping[str, Any]
-    system: str | None
+    form: Form
 
 
 def read_run(directory: Path) -> Past:
@@ -101,7 +101,7 @@ def read_run(directory: Path) -> Past:
         labels=tuple(labels),
         unlabelled=dict(missing),
         meta=meta,
-        system=options.get("system"),
+        form=Form(options.get("system"), bool(options.get("dialogues"))),
     )
 
 
@@ -119,7 +119,8 @@ def exported(
 
     ``n``: rows of each prompt where the policy is sampled. ``kl``: of the policy, in nats; None: the run's own.
     ``margin``: least difference of rewards of a pair. ``conversational``: texts as lists of messages, with the run's
-    system prompt in front. The same ``seed`` gives the same rows. `InputError` where the run cannot give them.
+    system prompt in front; always where its prompts are whole conversations. The same ``seed`` gives the same rows.
+    `InputError` where the run cannot give them.
     """
     if isinstance(n, bool) or not isinstance(n, int) or n < 1:
         raise InputError(f"n: expected a whole number of at least 1, got {n!r}")
@@ -142,8 +143,8 @@ def exported(
         make = _drawn_pairs if kind == "policy-preference" else _drawn
         rows = make(past, laws, n, rng)
         left_out = {}
-    if conversational:
-        rows = [{k: _messages(k, v, past.system) if k in TEXTS else v for k, v in row.items()} for row in rows]
+    if conversational or past.form.dialogues:
+        rows = [{k: _messages(k, v, past.form) if k in TEXTS else v for k, v in row.items()} for row in rows]
     return Export(kind, tuple(rows), {k: v for k, v in left_out.items() if v}, {**about, "rows": len(rows)})
 
 
@@ -232,9 +233,8 @@ def _drawn_pairs(past: Past, laws: Mapping[int, Law], n: int, rng: np.random.Gen
     return rows
 
 
-def _messages(name: str, text: str, system: str | None) -> list[dict[str, str]]:
-    own = {"role": ROLES[name], "content": text}
-    return [{"role": "system", "content": system}, own] if name == "prompt" and system is not None else [own]
+def _messages(name: str, text: str, form: Form) -> list[Message]:
+    return form.messages(text) if name == "prompt" else [{"role": "assistant", "content": text}]
 
 
 def _about(directory: Path, past: Past, kind: Kind, seed: int) -> dict[str, Any]:
@@ -277,9 +277,7 @@ def write_export(found: Export, out: Path) -> None:
         durable_write(out, written(found.rows, "jsonl"))
     elif suffix == ".csv":
         if any(isinstance(value, list) for value in found.rows[0].values()):
-            raise InputError(
-                f"{out}: expected texts in a .csv, got messages: use .jsonl, or leave --conversational out"
-            )
+            raise InputError(f"{out}: expected texts in a .csv, got lists of messages: write to .jsonl")
         durable_write(out, written(found.rows, "csv"))
     elif suffix == ".parquet":
         durable_write(out, _parquet(found.rows))

@@ -22,6 +22,7 @@ from types import ModuleType
 from typing import Any
 
 from spannerlm import fields
+from spannerlm.dialogue import Form, Message
 from spannerlm.errors import InputError, RewardError
 from spannerlm.inputs import RESERVED, TRAINERS, kind_of, near, siblings
 from spannerlm.rewards import CompareFunction, RewardFunction, ask_reward, call_reward, is_pure
@@ -36,15 +37,14 @@ def load_reward(
     reference: str,
     columns: Collection[str] | None = None,
     *,
-    conversational: bool = False,
-    system: str | None = None,
+    form: Form | None = None,
     token_ids: TokenIds | None = None,
 ) -> RewardFunction:
     """The function of ``path/to/file.py:function`` or ``module:function``: ``reward(prompts, completions, **columns)``.
 
     The file is run, as ``import`` would. Arguments are handed over by name, as TRL does it, so their order in the
     function does not matter. With ``columns``, arguments that no column of these supplies are refused at once. Where
-    the prompts are ``conversational`` the function gets lists of messages, the ``system`` message first, as from TRL.
+    the prompts were lists of messages, of this ``form``, the function gets such lists, as from TRL.
     ``token_ids`` gives ``completion_ids``; without it a function that needs them is refused.
     Raises InputError (no such file or function, wrong signature) or RewardError (the file raised, and where).
     """
@@ -56,15 +56,15 @@ def load_reward(
         if token_ids is not None and counted is not None:
             ids = _Late(functools.partial(token_ids, prompts, completions))
             others = {**others, IDS: list(ids) if counted else ids}
-        if conversational:
-            prompts, completions = as_prompts(prompts, system), as_completions(completions)
+        if form is not None:
+            prompts, completions = list(map(form.messages, prompts)), as_completions(completions)
         return function(prompts=prompts, completions=completions, **{**others, **extras})
 
     return reward
 
 
 def load_compare(
-    reference: str, columns: Collection[str] | None = None, *, conversational: bool = False, system: str | None = None
+    reference: str, columns: Collection[str] | None = None, *, form: Form | None = None
 ) -> CompareFunction:
     """The same for ``compare(prompts, completions, opponents, **columns)``; a column named ``opponents`` is refused."""
     if columns is not None and "opponents" in columns:
@@ -73,8 +73,8 @@ def load_compare(
 
     @functools.wraps(function)
     def compare(prompts: Any, completions: Any, opponents: Any, **others: Any) -> Any:
-        if conversational:
-            prompts = as_prompts(prompts, system)
+        if form is not None:
+            prompts = list(map(form.messages, prompts))
             completions, opponents = as_completions(completions), as_completions(opponents)
         return function(prompts=prompts, completions=completions, opponents=opponents, **{**others, **extras})
 
@@ -98,13 +98,7 @@ class _Late(Sequence[list[int]]):
         return len(self._rows)
 
 
-def as_prompts(texts: Sequence[str], system: str | None) -> list[list[dict[str, str]]]:
-    """[k] prompts as lists of messages."""
-    first = [] if system is None else [{"role": "system", "content": system}]
-    return [[*first, {"role": "user", "content": text}] for text in texts]
-
-
-def as_completions(texts: Sequence[str]) -> list[list[dict[str, str]]]:
+def as_completions(texts: Sequence[str]) -> list[list[Message]]:
     """[k] responses as lists of one message."""
     return [[{"role": "assistant", "content": text}] for text in texts]
 
@@ -142,15 +136,39 @@ def _given(function: RewardFunction, others: Mapping[str, Any]) -> RewardFunctio
     return functools.partial(function, **taken) if taken else function
 
 
-def handed(function: Any, columns: Collection[str] = (), token_ids: TokenIds | None = None) -> RewardFunction | Any:
+def in_messages(function: Any, form: Form | None) -> Any:
+    """The user's function, which gets lists of messages where the prompts were such; None: they were texts.
+
+    What this package has for rewards, a judge for example, goes on reading texts.
+    """
+    if form is None or type(function).__module__.startswith("spannerlm."):
+        return function
+
+    def lists(name: str, value: Any) -> Any:
+        if name == "prompts":
+            return list(map(form.messages, value))
+        return as_completions(value) if name in ("completions", "opponents") else value
+
+    @functools.wraps(function)
+    def called(*texts: Any, **named: Any) -> Any:
+        placed = [lists("prompts" if i == 0 else "completions", value) for i, value in enumerate(texts)]
+        return function(*placed, **{name: lists(name, value) for name, value in named.items()})
+
+    called.pure = is_pure(function)  # type: ignore[attr-defined]
+    return called
+
+
+def handed(
+    function: Any, columns: Collection[str] = (), token_ids: TokenIds | None = None, form: Form | None = None
+) -> RewardFunction | Any:
     """A reward function called as TRL's trainers call it: with ``trainer_state``, ``log_extra`` and the like where it
     names them, or is a plain function that takes ``**kwargs``; several in a list are their sum. Objects that ask for
-    nothing of that kind, a judge for example, are what they were.
+    nothing of that kind, a judge for example, are what they were. ``form``: see `in_messages`.
 
     Raises `InputError` where a function that names ``completions`` needs an argument that is no column.
     """
     if isinstance(function, list | tuple):
-        return combined([handed(one, columns, token_ids) for one in function])
+        return combined([handed(one, columns, token_ids, form) for one in function])
     try:
         parameters = inspect.signature(function).parameters
     except (TypeError, ValueError):
@@ -165,8 +183,9 @@ def handed(function: Any, columns: Collection[str] = (), token_ids: TokenIds | N
             "it in columns=, or a default"
         )
     open_ended = inspect.isfunction(function) and any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    own = in_messages(function, form)
     if not open_ended and not any(name in parameters for name in TRAINERS):
-        return function
+        return own
 
     @functools.wraps(function)
     def reward(prompts: Sequence[str], completions: Sequence[str], **others: Any) -> Any:
@@ -174,7 +193,7 @@ def handed(function: Any, columns: Collection[str] = (), token_ids: TokenIds | N
         if token_ids is not None:
             ids = _Late(functools.partial(token_ids, prompts, completions))
             extras[IDS] = list(ids) if IDS in parameters else ids
-        return ask_reward(_given(function, extras), prompts, completions, others)
+        return ask_reward(_given(own, extras), prompts, completions, others)
 
     del reward.__wrapped__  # its own arguments are those it is called with
     reward.pure = is_pure(function)  # type: ignore[attr-defined]

@@ -10,14 +10,15 @@ import difflib
 import io
 import json
 import math
-from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from spannerlm.dialogue import PLAIN, Form, written
 from spannerlm.errors import InputError
 
 LARGEST_TEXT = 16 * 2**20
@@ -38,10 +39,15 @@ class Prompts:
     """[X] the prompts; the same text may stand twice, and then counts twice."""
     columns: dict[str, tuple[Any, ...]]
     """Name -> [X] JSON values, None where a row has none; handed to the reward function by name."""
-    conversational: bool = False
-    """Whether the prompts were lists of messages, as TRL has them; ``texts`` are then the user's."""
-    system: str | None = None
-    """The system message that all of these lists begin with."""
+    form: Form | None = None
+    """What the texts stand for where the prompts were lists of messages, as TRL has them; None: they were texts."""
+
+    def in_full(self) -> Prompts:
+        """The same lists of messages, each text the whole of one."""
+        if self.form is None or (self.form.dialogues and self.form.system is None):
+            return self
+        texts = tuple(written(self.form.messages(text)) for text in self.texts)
+        return replace(self, texts=texts, form=Form(dialogues=True))
 
 
 @dataclass(frozen=True)
@@ -57,9 +63,9 @@ def read_prompts(path: Path, column: str = "prompt") -> Prompts:
 
     InputError lists what is wrong, with its line.
 
-    A prompt is a text, or a list of messages as TRL has it: the user's, perhaps behind a system message, the same in
-    all rows. .jsonl: one object per line, blank lines skipped. .json: a list of objects. .csv: comma-separated, with a
-    header; all values are text. .txt: one prompt per line, blank lines skipped, no further columns. UTF-8 throughout.
+    Prompts are all texts, or all lists of messages as TRL has them, whose last is the user's. .jsonl: one object per
+    line, blank lines skipped. .json: a list of objects. .csv: comma-separated, with a header; all values are text.
+    .txt: one prompt per line, blank lines skipped, no further columns. UTF-8 throughout.
     """
     reader = _reader(path)
     try:
@@ -77,20 +83,71 @@ def read_prompts(path: Path, column: str = "prompt") -> Prompts:
         raise InputError(_listing(path, problems))
     names = dict.fromkeys(name for row in rows for name in row.values if name != column)
     columns = {name: tuple(row.values.get(name) for row in rows) for name in names}
-    prompts = [row.values[column] for row in rows]
-    if all(isinstance(prompt, str) for prompt in prompts):
+    return _formed(str(path), [row.values[column] for row in rows], columns)
+
+
+def given_prompts(prompts: Sequence[Any]) -> Prompts:
+    """Prompts that were given as Python objects: texts, or lists of messages as in a file. `InputError` for others."""
+    for number, prompt in enumerate(prompts):
+        if not isinstance(prompt, str) and (wrong := _wrong_prompt(prompt)):
+            raise InputError(f"prompts[{number}]: {wrong}: give texts, or lists of messages")
+    return _formed("prompts", prompts, {})
+
+
+def behind(prompts: Prompts, system: str | None, name: str) -> Form:
+    """The form of these prompts behind a system message of the configuration, called ``name`` there; None: none.
+
+    `InputError` where they have another one of their own.
+    """
+    form = prompts.form or PLAIN
+    if system is None:
+        return form
+    firsts = [form.messages(text)[0] for text in prompts.texts] if form.dialogues else []
+    if form.system not in (None, system) or any(first["role"] == "system" for first in firsts):
+        raise InputError(f"{name}: expected none, because the prompts have one of their own: leave it out")
+    return replace(form, system=system)
+
+
+def fitted(prompts: Prompts, form: Form) -> tuple[str, ...]:
+    """[X] these prompts as texts for a policy that was learned on prompts of this ``form``.
+
+    A text is the user's words. `InputError` for a conversation where the policy knows none, or another system message.
+    """
+    whole = prompts.in_full()
+    texts = []
+    for i, text in enumerate(prompts.texts):
+        told = [{"role": "user", "content": text}] if whole.form is None else whole.form.messages(whole.texts[i])
+        first = told.pop(0)["content"] if told[0]["role"] == "system" else None
+        if first is not None and first != form.system and (form.system is not None or not form.dialogues):
+            own = "none" if form.system is None else f"{form.system!r:.200}"
+            raise InputError(f"prompts[{i}]: expected the run's own system message ({own}), got {first!r:.200}")
+        if form.dialogues:
+            own_first = [] if first is None or form.system is not None else [{"role": "system", "content": first}]
+            texts.append(written([*own_first, *told]))
+        elif len(told) > 1:
+            raise InputError(
+                f"prompts[{i}]: expected one message, the user's, because this policy was learned on such, got a "
+                f"conversation of {len(told)}"
+            )
+        else:
+            texts.append(told[0]["content"])
+    return tuple(texts)
+
+
+def _formed(place: str, prompts: Sequence[Any], columns: dict[str, tuple[Any, ...]]) -> Prompts:
+    """Prompts that are well in themselves, in the plainest form that holds them all."""
+    texts = sum(isinstance(prompt, str) for prompt in prompts)
+    if texts == len(prompts):
         return Prompts(tuple(prompts), columns)
-    systems = {prompt[0]["content"] if prompt[0]["role"] == "system" else None for prompt in map(_listed, prompts)}
-    if len(systems) > 1 or any(isinstance(prompt, str) for prompt in prompts):
+    if texts:
         raise InputError(
-            f"{path}: expected prompts that are all texts, or all lists of messages with one and the same system "
-            f"message, got {len(systems)} of them and {sum(isinstance(p, str) for p in prompts)} texts; make them alike"
+            f"{place}: expected prompts that are all texts, or all lists of messages, got {texts} texts and "
+            f"{len(prompts) - texts} lists; make them alike"
         )
-    return Prompts(tuple(prompt[-1]["content"] for prompt in prompts), columns, True, systems.pop())
-
-
-def _listed(prompt: Any) -> Any:
-    return [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+    systems = {prompt[0]["content"] if prompt[0]["role"] == "system" else None for prompt in prompts}
+    if len(systems) > 1 or any(len(prompt) > 1 + (prompt[0]["role"] == "system") for prompt in prompts):
+        return Prompts(tuple(map(written, prompts)), columns, Form(dialogues=True))
+    return Prompts(tuple(prompt[-1]["content"] for prompt in prompts), columns, Form(systems.pop()))
 
 
 # --- prompts --------------------------------------------------------------------------------------------------------
@@ -252,13 +309,20 @@ def _problems(row: _Row, column: str) -> Iterator[str]:
 
 
 def _wrong_prompt(value: Any) -> str | None:
-    if isinstance(value, list) and value and all(isinstance(item, dict) and "role" in item for item in value):
-        roles = [item["role"] for item in value]
-        if roles not in (["user"], ["system", "user"]):
-            return f"expected one message of the user, perhaps behind one of the system, got the roles {roles}"
-        wrong = [_wrong_text(item.get("content")) for item in value]
-        return next((f"content: {why}" for why in wrong if why), None)
-    return _wrong_text(value)
+    if not isinstance(value, list) or not value or not all(isinstance(i, dict) and "role" in i for i in value):
+        return _wrong_text(value)
+    roles = [item["role"] for item in value]
+    talk = roles[1:] if roles[0] == "system" else roles
+    if talk[-1:] != ["user"] or not all(role in ("user", "assistant") for role in talk):
+        return (
+            "expected messages of the user and the assistant, perhaps behind one of the system, the user's last, got "
+            f"the roles {roles}"
+        )
+    for item in value:
+        if more := [name for name, said in item.items() if name not in ("role", "content") and said is not None]:
+            return f"expected messages of role and content, got {more[0]!r} beside them; leave it out"
+    wrong = [_wrong_text(item.get("content")) for item in value]
+    return next((f"content: {why}" for why in wrong if why), None)
 
 
 def _wrong_text(value: Any) -> str | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -13,9 +13,10 @@ import numpy as np
 from spannerlm import bundled, sourcing
 from spannerlm.backends import load
 from spannerlm.config import RunConfig
+from spannerlm.dialogue import PLAIN, Form
 from spannerlm.errors import InputError
 from spannerlm.functions import combined, load_compare, load_reward
-from spannerlm.inputs import Prompts, read_prompts
+from spannerlm.inputs import behind, read_prompts
 from spannerlm.rewards import CompareFunction, NoisyComparison, NoisyReward, RewardFunction
 
 DEFAULT_FEATURES = "hidden"
@@ -64,8 +65,10 @@ class Task:
     """Specification of the feature map (`feature_map`)."""
     max_new_tokens: int | None
     stop: tuple[str, ...]
-    system: str | None = None
-    """System prompt: the configuration's, or the one of prompts that are lists of messages."""
+    form: Form = PLAIN
+    """What the texts of prompts stand for: the user's words behind a system message, or whole conversations."""
+    conversational: bool = False
+    """Whether the prompts were lists of messages: then rewards get such lists."""
     tokens: Tokens | None = None
     """Of responses, for rewards that read them; None where the model is behind a server."""
 
@@ -98,7 +101,8 @@ def load_task(config: RunConfig, directory: Path | None = None, *, rewarded: boo
         train=split.train,
         heldout=split.heldout,
         columns=split.columns,
-        system=split.system,
+        form=split.form,
+        conversational=split.conversational,
         reward=function if truth is None else NoisyReward(truth, noise, config.seed),
         compare=compare,
         truth=truth,
@@ -134,7 +138,7 @@ def _reward(
             return cast(RewardFunction, sourcing.build(own, "reward", directory))
         names = (own,) if isinstance(own, str) else own.functions
         parts = [
-            load_reward(name, split.columns, conversational=split.conversational, system=split.system, token_ids=tokens)
+            load_reward(name, split.columns, form=split.form if split.conversational else None, token_ids=tokens)
             for name in names
         ]
         return parts[0] if isinstance(own, str) else combined(parts, own.weights)
@@ -154,7 +158,7 @@ def _compare(
         return None
     if config.compare is not None:
         if isinstance(config.compare, str):
-            return load_compare(config.compare, split.columns, conversational=split.conversational, system=split.system)
+            return load_compare(config.compare, split.columns, form=split.form if split.conversational else None)
         return cast(CompareFunction, sourcing.build(config.compare, "compare", directory))
     if truth is None and not rewarded:
         return None
@@ -187,25 +191,31 @@ class Split:
     heldout: tuple[str, ...]
     columns: Mapping[str, tuple[Any, ...]]
     """One behind the other."""
+    form: Form = PLAIN
     conversational: bool = False
     """Whether the file has lists of messages: then rewards get them too."""
-    system: str | None = None
 
 
 def _prompts(config: RunConfig, base: bundled.BundledTask | None) -> Split:
     """Train prompts, held-out prompts, and their columns one behind the other."""
     if config.prompts is None:
         task = _bundled(base)
-        return Split(task.train_prompts, task.heldout_prompts, {}, system=config.generation.system_prompt)
+        return Split(task.train_prompts, task.heldout_prompts, {}, Form(config.generation.system_prompt))
     found = read_prompts(config.prompts, config.prompt_column)
-    system = _system(config, found)
     if config.heldout is not None:
         other = read_prompts(config.heldout, config.prompt_column)
-        if (other.conversational, other.system) != (found.conversational, found.system):
-            raise InputError(f"{config.heldout}: expected prompts of the same form as those of {config.prompts}")
+        if other.form != found.form:
+            found, other = found.in_full(), other.in_full()
+        if other.form != found.form:
+            raise InputError(
+                f"{config.heldout}: expected prompts of the same form as those of {config.prompts}, texts or lists of "
+                "messages, got some of either"
+            )
+        both_texts = replace(found, texts=found.texts + other.texts)
+        form = behind(both_texts, config.generation.system_prompt, "generation.system_prompt")
         shared = [name for name in found.columns if name in other.columns]
         both = {name: found.columns[name] + other.columns[name] for name in shared}
-        return Split(found.texts, other.texts, both, found.conversational, system)
+        return Split(found.texts, other.texts, both, form, found.form is not None)
     order = np.random.default_rng([config.seed, 7]).permutation(len(found.texts))
     size = max(1, round(config.heldout_fraction * len(order))) if len(order) > 1 else 0
     size = min(size, len(order) - 1)
@@ -213,24 +223,16 @@ def _prompts(config: RunConfig, base: bundled.BundledTask | None) -> Split:
     texts = [found.texts[i] for i in rows]
     cut = len(texts) - size
     columns = {name: tuple(column[i] for i in rows) for name, column in found.columns.items()}
-    return Split(tuple(texts[:cut]), tuple(texts[cut:]), columns, found.conversational, system)
-
-
-def _system(config: RunConfig, found: Prompts) -> str | None:
-    """The system prompt: the configuration's, or the one that the prompts bring."""
-    own = config.generation.system_prompt
-    if found.system is not None and own not in (None, found.system):
-        raise InputError(
-            "generation.system_prompt: expected none, because the prompts have one of their own: leave it out"
-        )
-    return found.system if own is None else own
+    form = behind(found, config.generation.system_prompt, "generation.system_prompt")
+    return Split(tuple(texts[:cut]), tuple(texts[cut:]), columns, form, found.form is not None)
 
 
 def model_options(config: RunConfig, task: Task) -> dict[str, Any]:
     """Keyword arguments of the back end's ``load``."""
     generation, server = config.generation, config.server
     common = {
-        "system": task.system,
+        "system": task.form.system,
+        **({"dialogues": True} if task.form.dialogues else {}),
         "max_new_tokens": task.max_new_tokens,
         "stop": list(task.stop),
     }

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 
 from spannerlm.backends.oracle import ModelOracle
+from spannerlm.dialogue import PLAIN
 from spannerlm.errors import InputError, RewardError
-from spannerlm.inputs import TRAINERS
+from spannerlm.inputs import TRAINERS, fitted, given_prompts
 from spannerlm.rewards import RewardFunction, ask_reward
 from spannerlm.tilted import TiltedPolicy, load_policy
 
@@ -41,12 +42,13 @@ def policy_reward(run: Path | str | TiltedPolicy) -> TrlReward:
 
     A trainer with KL weight 1 that maximises it aims at the policy itself (THEORY 1). ``run``: its directory, or its
     policy loaded. Cost: no draws and no labels; a forward pass over each completion, where features are hidden states.
+    `InputError` for prompts of another form than the run's, such as another system message.
     """
     policy = run if isinstance(run, TiltedPolicy) else load_policy(run)
     if not isinstance(policy, TiltedPolicy):
         raise InputError(f"{run}: expected a policy of whole responses, got one of steps")
 
-    def score(prompts: Sequence[str], completions: Sequence[str], **_: Any) -> list[float | None]:
+    def score(prompts: Sequence[str], completions: Sequence[str]) -> list[float | None]:
         found = np.zeros(len(completions))
         for prompt in dict.fromkeys(prompts):
             rows = [i for i, other in enumerate(prompts) if other == prompt]
@@ -55,7 +57,12 @@ def policy_reward(run: Path | str | TiltedPolicy) -> TrlReward:
             found[rows] = phi @ policy.theta / policy.beta
         return [float(value) for value in found]
 
-    return for_trl(score, "policy_reward")
+    called, form = for_trl(score), getattr(policy.model, "form", PLAIN)
+
+    def policy_reward(prompts: Sequence[Any], completions: Sequence[Any], **_: Any) -> list[float | None]:
+        return called([fitted(given_prompts([prompt]), form)[0] for prompt in prompts], completions)
+
+    return policy_reward
 
 
 def _text(value: Any) -> str:

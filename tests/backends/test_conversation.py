@@ -36,7 +36,7 @@ def test_a_conversation_is_read_back_exactly(turns):
 
 @pytest.mark.parametrize("text", ["hello", "user: a", "model: a\nuser: b", "user: a\nmodel: b\nmore"])
 def test_other_texts_are_no_conversations(text):
-    with pytest.raises(InputError, match="in turn"):
+    with pytest.raises(InputError, match="conversation: expected lines"):
         turns_of(text)
 
 

@@ -14,6 +14,7 @@ from spannerlm.backends import backend, endpoint, probing
 from spannerlm.backends.oracle import ModelOracle
 from spannerlm.backends.server import ServerModel
 from spannerlm.backends.wire import Choice, Plan, Reply, request
+from spannerlm.dialogue import written
 from spannerlm.errors import InputError, ModelError
 from spannerlm.features import NGrams
 from spannerlm.segments import segments
@@ -169,6 +170,19 @@ def test_auto_takes_completions_where_there_is_no_chat():
     with Small() as small:
         loaded(small, system="be kind").generate(["a;"], 2, rng=rng())
     assert [m["role"] for m in small.bodies[-1]["messages"]] == ["system", "user"]
+
+
+def test_conversations_are_sent_as_messages():
+    said = [{"role": "user", "content": "a;\nuser: b"}, {"role": "assistant", "content": "b;"}]
+    talk = [*said, {"role": "user", "content": "c;"}]
+    with Small() as small:
+        loaded(small, dialogues=True).generate([written(talk)], 2, rng=rng())
+        assert [body["messages"] for body in small.bodies] == [talk] * len(small.bodies)
+        loaded(small, dialogues=True, system="be kind").generate([written(talk)], 2, rng=rng())
+    assert small.bodies[-1]["messages"] == [{"role": "system", "content": "be kind"}, *talk]
+    for options in ({"dialogues": True}, {"system": "be kind"}):
+        with pytest.raises(InputError, match="expected the user's words alone with api: completions"):
+            loaded(small, api="completions", **options)
 
 
 @pytest.mark.parametrize("api", APIS)

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from spannerlm.backends.wire import NEUTRAL, Plan, Reply, Request, paid, parsed, request
+from spannerlm.dialogue import Form
 
 TOKENS = ["hello", "there", "please", "charge", "the", "battery", "good", "luck", "</s>"]
 LOGPROBS = [
@@ -138,7 +139,7 @@ def test_a_request_has_what_the_documented_protocol_names() -> None:
         **NEUTRAL,
         "logprobs": 1,
     }
-    chat = request(Plan("chat"), "m", "Hi", n=1, limit=7, seed=5, behind="Well,", system="Be kind.").body
+    chat = request(Plan("chat"), "m", "Hi", n=1, limit=7, seed=5, behind="Well,", form=Form("Be kind.")).body
     assert chat["messages"] == [
         {"role": "system", "content": "Be kind."},
         {"role": "user", "content": "Hi"},

@@ -29,6 +29,7 @@ from fastapi.testclient import TestClient
 from scipy.stats import chisquare
 
 from spannerlm.backends.huggingface import HuggingFaceModel
+from spannerlm.dialogue import Form
 from spannerlm.errors import InputError, ModelError
 from spannerlm.features import feature_map
 from spannerlm.tilted import SteppedPolicy, TiltedPolicy, load_policy, save_policy
@@ -288,7 +289,7 @@ MESSAGES: list[tuple[Any, str]] = [
 @pytest.mark.parametrize(("messages", "says"), MESSAGES)
 def test_messages_that_the_policy_was_not_learned_on_are_refused(messages: Any, says: str) -> None:
     with pytest.raises(ApiError, match=says):
-        understood({"model": "m", "messages": messages}, chat=True, models=["m"], system="Be kind.", limit=8)
+        understood({"model": "m", "messages": messages}, chat=True, models=["m"], form=Form("Be kind."), limit=8)
 
 
 def test_a_message_is_its_text() -> None:
@@ -300,7 +301,7 @@ def test_a_message_is_its_text() -> None:
         ],
         "max_completion_tokens": 5,
     }
-    asked = understood(body, chat=True, models=["m"], system="Be kind.", limit=8)
+    asked = understood(body, chat=True, models=["m"], form=Form("Be kind."), limit=8)
     assert (asked.prompts, asked.max_tokens, asked.n) == (("a b",), 5, 1)
 
 
@@ -403,7 +404,7 @@ def test_ctrl_c_ends_it_though_a_response_is_far_from_accepted(directory: Path, 
 def test_a_full_queue_says_when_to_come_back(policy: TiltedPolicy) -> None:
     slow: Any = Slow(policy)
     desk = Desk(Served(slow, "m"))
-    one = understood(asked("a"), chat=False, models=["m"], system=None, limit=8)
+    one = understood(asked("a"), chat=False, models=["m"], form=Form(), limit=8)
 
     async def here() -> bool:
         return False

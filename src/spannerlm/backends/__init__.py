@@ -15,12 +15,12 @@ BACKENDS: dict[str, tuple[str, str]] = {
 }
 """Name -> (``module:Class``, the extra that brings what it needs)."""
 OPTIONS = (
-    *("max_new_tokens", "stop", "batch_size", "prefix_cache", "chat_template", "system"),
+    *("max_new_tokens", "stop", "batch_size", "prefix_cache", "chat_template", "system", "dialogues"),
     *("device", "dtype", "revision", "trust_remote_code"),
 )
 """What may be said of a model that is loaded here."""
 SERVER_OPTIONS = (
-    *("base_url", "api", "key_env", "system", "max_new_tokens", "stop"),
+    *("base_url", "api", "key_env", "system", "dialogues", "max_new_tokens", "stop"),
     *("concurrency", "per_request", "timeout_s", "retries", "price"),
 )
 """What may be said of a model behind a server."""

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from spannerlm.backends.oracle import TextModel
+from spannerlm.dialogue import heard, spoken
 from spannerlm.errors import InputError
 from spannerlm.features import FeatureMap
 from spannerlm.records import Draws, FloatArray, Generated
@@ -16,7 +16,7 @@ from spannerlm.records import Draws, FloatArray, Generated
 User = Callable[[str, tuple[str, ...]], str | None]
 """``user(prompt, replies)``: what the model is given next, after these replies; None: the conversation is over."""
 
-INPUT, REPLY, INDENT = "user: ", "model: ", "    "
+USER, MODEL = "user", "model"
 
 
 def written(turns: Sequence[tuple[str, str]]) -> str:
@@ -24,18 +24,16 @@ def written(turns: Sequence[tuple[str, str]]) -> str:
 
     `turns_of` reads it back exactly.
     """
-    lines = [(INPUT + given, REPLY + reply) for given, reply in turns]
-    return "\n".join(line.replace("\n", "\n" + INDENT) for pair in lines for line in pair)
+    return spoken([said for given, reply in turns for said in ((USER, given), (MODEL, reply))])
 
 
 def turns_of(text: str) -> tuple[tuple[str, str], ...]:
     """[k] (input, reply) of a conversation that `written` wrote. `InputError` for any other text."""
-    parts = re.split(f"\n(?!{INDENT})", text) if text else []
-    starts = (INPUT, REPLY) * (len(parts) // 2)
-    if len(starts) != len(parts) or not all(map(str.startswith, parts, starts)):
-        raise InputError(f"conversation: expected lines of '{INPUT}' and '{REPLY}' in turn, got {text[:80]!r}")
-    said = [p.removeprefix(start).replace("\n" + INDENT, "\n") for p, start in zip(parts, starts, strict=True)]
-    return tuple(zip(said[::2], said[1::2], strict=True))
+    said = heard(text, (USER, MODEL))
+    if [speaker for speaker, _ in said] != [USER, MODEL] * (len(said) // 2):
+        raise InputError(f"conversation: expected lines of '{USER}: ' and '{MODEL}: ' in turn, got {text[:80]!r}")
+    words = [words for _, words in said]
+    return tuple(zip(words[::2], words[1::2], strict=True))
 
 
 class ConversationOracle:

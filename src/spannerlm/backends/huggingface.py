@@ -29,6 +29,7 @@ from spannerlm.backends.prefixes import PrefixStore
 from spannerlm.backends.scoring import score_rows
 from spannerlm.backends.spelling import Reading, Spelled, Speller
 from spannerlm.backends.text import ChatTemplate, TextCodec
+from spannerlm.dialogue import Form
 from spannerlm.errors import InputError
 from spannerlm.records import Generated, IntArray
 from spannerlm.segments import Segments, cut_at_stop
@@ -53,6 +54,7 @@ class HuggingFaceModel:
         *,
         chat_template: ChatTemplate = "auto",
         system: str | None = None,
+        dialogues: bool = False,
         max_new_tokens: int | None = None,
         stop: Sequence[str] = (),
         batch_size: int | None = None,
@@ -62,7 +64,7 @@ class HuggingFaceModel:
         self.model = model.eval()
         self.config = model.config.get_text_config(decoder=True)
         self.eos = end_ids(model, tokenizer)
-        self.codec = TextCodec(tokenizer, self.eos, chat_template, system)
+        self.codec = TextCodec(tokenizer, self.eos, chat_template, Form(system, dialogues))
         settings = getattr(model, "generation_config", None)
         own = getattr(settings, "max_new_tokens", None) or NEW_TOKENS
         self.max_new_tokens = _positive("max_new_tokens", own if max_new_tokens is None else max_new_tokens)
@@ -89,12 +91,18 @@ class HuggingFaceModel:
         """The model of a hub id or a local directory.
 
         ``device`` auto takes CUDA where there is one; ``dtype`` auto is float32 on a CPU and the checkpoint's own on a
-        GPU. ``options``: ``chat_template`` (auto, always, never), ``system``, ``max_new_tokens``, ``stop``,
-        ``batch_size`` (None: by memory), ``prefix_cache`` (bytes of key-value states that :meth:`extend` keeps, on the
-        model's device; 0: none). ModelError says why a model cannot be loaded and what to do.
+        GPU. ``options``: ``chat_template`` (auto, always, never), ``system``, ``dialogues`` (prompts are whole
+        conversations, see `spannerlm.dialogue`), ``max_new_tokens``, ``stop``, ``batch_size`` (None: by memory),
+        ``prefix_cache`` (bytes of key-value states that :meth:`extend` keeps, on the model's device; 0: none).
+        ModelError says why a model cannot be loaded and what to do.
         """
         model, tokenizer = load_pretrained(name_or_path, device, dtype, revision, trust_remote_code)
         return cls(model, tokenizer, **options)
+
+    @property
+    def form(self) -> Form:
+        """What the text of a prompt stands for."""
+        return self.codec.form
 
     @property
     def hidden_size(self) -> int:

@@ -19,6 +19,7 @@ from spannerlm.backends.endpoint import Endpoint
 from spannerlm.backends.pieces import Cutter, Draw, Read, nothing, read, whole
 from spannerlm.backends.spool import Usage
 from spannerlm.backends.wire import Plan, Reply, Request
+from spannerlm.dialogue import PLAIN, Form
 from spannerlm.errors import InputError, ModelError
 from spannerlm.records import Generated
 from spannerlm.segments import Segments, cut_at_stop
@@ -50,24 +51,29 @@ class ServerModel:
         endpoint: Endpoint,
         *,
         api: str = "auto",
-        system: str | None = None,
+        form: Form | None = None,
         max_new_tokens: int | None = None,
         stop: Sequence[str] = (),
         per_request: int = 8,
     ) -> None:
         if api not in ("auto", "completions", "chat"):
             raise InputError(f"api: expected auto, completions or chat, got {api!r}")
-        if api == "completions" and system is not None:
-            raise InputError("system: expected none with api: completions, got one: use api: chat")
+        self.form = form or PLAIN
+        """What the text of a prompt stands for."""
+        if api == "completions" and self.form != PLAIN:
+            what = "system" if self.form.system is not None else "prompts"
+            raise InputError(
+                f"{what}: expected the user's words alone with api: completions, got messages: use api: chat"
+            )
         if isinstance(stop, str) or not all(isinstance(s, str) and s for s in stop):
             raise InputError(f"stop: expected a list of non-empty strings, got {stop!r}")
         self.name, self.max_new_tokens = (
             name,
             _positive("max_new_tokens", NEW_TOKENS if max_new_tokens is None else max_new_tokens),
         )
-        self._endpoint, self._system, self._stop = endpoint, system, tuple(stop)
+        self._endpoint, self._stop = endpoint, tuple(stop)
         self._per_request = _positive("per_request", per_request)
-        apis = ("chat", "completions") if system is None else ("chat",)
+        apis = ("chat", "completions") if self.form == PLAIN else ("chat",)
         self._apis = apis if api == "auto" else (api,)
         self._plan: Plan | None = None
         self._goes_on: str | None = None
@@ -83,6 +89,7 @@ class ServerModel:
         api: str = "auto",
         key_env: str | None = None,
         system: str | None = None,
+        dialogues: bool = False,
         max_new_tokens: int | None = None,
         stop: Sequence[str] = (),
         concurrency: int = 8,
@@ -95,9 +102,11 @@ class ServerModel:
         """The model that the server at ``base_url`` (…/v1) calls ``name``; nothing is sent yet.
 
         ``api`` auto: chat where the server takes it, else completions. ``key_env``: the environment variable with the
-        API key. ``concurrency`` requests at once, of ``per_request`` draws each where the server honours ``n``.
-        ``timeout_s``: for one whole reply. ``price``: of 1,000 prompt and completion tokens. ``retries``: of one
-        request, see `Endpoint`. ``journal``: a file for replies that were paid for; None: they are kept nowhere.
+        API key. ``system``: message in front of each prompt; ``dialogues``: prompts are whole conversations (see
+        `spannerlm.dialogue`); either needs chat. ``concurrency`` requests at once, of ``per_request`` draws each
+        where the server honours ``n``. ``timeout_s``: for one whole reply. ``price``: of 1,000 prompt and completion
+        tokens. ``retries``: of one request, see `Endpoint`. ``journal``: a file for replies that were paid for; None:
+        they are kept nowhere.
         `InputError` for wrong settings, `ModelError` without the package httpx.
         """
         endpoint = Endpoint(
@@ -113,7 +122,7 @@ class ServerModel:
             name,
             endpoint,
             api=api,
-            system=system,
+            form=Form(system, dialogues),
             max_new_tokens=max_new_tokens,
             stop=stop,
             per_request=per_request,
@@ -272,7 +281,7 @@ class ServerModel:
                 limit=limit,
                 seed=seed,
                 behind=behind,
-                system=self._system,
+                form=self.form,
                 stop=self._stop if stops else (),
                 temperature=temperature,
                 exact=exact,
@@ -304,7 +313,7 @@ class ServerModel:
                     limit=limit,
                     seed=seed,
                     behind=behind,
-                    system=self._system,
+                    form=self.form,
                     stop=self._stop,
                 )
                 for size, seed in zip(sizes, seeds, strict=True)

@@ -8,6 +8,7 @@ from typing import Any, Literal
 import numpy as np
 
 from spannerlm.backends.decoding import BoolArray, Test
+from spannerlm.dialogue import PLAIN, Form
 from spannerlm.errors import InputError, ModelError
 from spannerlm.records import IntArray
 
@@ -17,13 +18,13 @@ REMEMBERED = 100_000
 
 
 class TextCodec:
-    """A tokenizer with the choice of chat template and system prompt.
+    """A tokenizer with the choice of chat template, and with what the texts of prompts stand for.
 
     A response's text is the decoding of its tokens without special ones, exactly as decoded: nothing is stripped.
     """
 
     def __init__(
-        self, tokenizer: Any, eos: tuple[int, ...], chat_template: ChatTemplate = "auto", system: str | None = None
+        self, tokenizer: Any, eos: tuple[int, ...], chat_template: ChatTemplate = "auto", form: Form | None = None
     ) -> None:
         if chat_template not in ("auto", "always", "never"):
             raise InputError(f"chat_template: expected 'auto', 'always' or 'never', got {chat_template!r}")
@@ -31,13 +32,15 @@ class TextCodec:
         if chat_template == "always" and not has_one:
             raise ModelError("chat_template='always', but the tokenizer has no chat template; use 'auto' or 'never'")
         self.templated = has_one and chat_template != "never"
-        if system is not None and not self.templated:
+        self.form = form or PLAIN
+        if self.form.system is not None and not self.templated:
             raise ModelError(
                 "a system prompt needs a chat template, and none is in use; put it at the start of each prompt instead"
             )
+        if self.form.dialogues and not self.templated:
+            raise ModelError("prompts that are conversations need a chat template, and none is in use")
         self.tokenizer = tokenizer
         self._eos = eos
-        self._system = system
         self._known: dict[str, list[int]] = {}
         self._completing: dict[tuple[str, ...], BoolArray] = {}
 
@@ -120,10 +123,12 @@ class TextCodec:
     def _render(self, prompt: str) -> str:
         if not self.templated:
             return prompt
-        system = [] if self._system is None else [{"role": "system", "content": self._system}]
-        messages = [*system, {"role": "user", "content": prompt}]
         try:
-            text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+            text = self.tokenizer.apply_chat_template(
+                self.form.messages(prompt), tokenize=False, add_generation_prompt=True
+            )
+        except InputError:
+            raise
         except Exception as error:  # a template is a program of the model's author: any error may come out of it
             raise ModelError(
                 f"the chat template refused the prompt {prompt!r}: {error}; use chat_template='never' or another system"

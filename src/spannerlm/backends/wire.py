@@ -9,6 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from spannerlm.dialogue import PLAIN, Form
+
 FINISHED = {"stop", "eos", "eos_token", "end_turn", "stop_sequence"}
 """What servers call a response that ended by itself; "length" is one that the token limit cut off."""
 CHARACTERS = 4
@@ -132,7 +134,7 @@ def request(
     limit: int,
     seed: int,
     behind: str = "",
-    system: str | None = None,
+    form: Form | None = None,
     stop: Sequence[str] = (),
     temperature: float = 1.0,
     exact: bool = True,
@@ -142,8 +144,7 @@ def request(
     if plan.api == "completions":
         body["prompt"] = prompt + behind
     else:
-        messages = [] if system is None else [{"role": "system", "content": system}]
-        messages.append({"role": "user", "content": prompt})
+        messages = (form or PLAIN).messages(prompt)
         if behind:
             messages.append({"role": "assistant", "content": behind})
             body |= {"continue_final_message": True, "add_generation_prompt": False}

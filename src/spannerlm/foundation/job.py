@@ -181,7 +181,10 @@ def coverage_job(
     own = config.reward is not None
     base = bundled.load(config.task) if config.task is not None and not own else None
     prompts = task.train[: asked.max_prompts]
-    parts = {name: load_reward(place, task.columns, token_ids=task.tokens) for name, place in asked.parts.items()}
+    form = task.form if task.conversational else None
+    parts = {
+        name: load_reward(place, task.columns, form=form, token_ids=task.tokens) for name, place in asked.parts.items()
+    }
     free = task.truth is not None
     source = Source(
         reward=task.truth if free else task.reward,

@@ -14,6 +14,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from spannerlm.dialogue import Form, written
+
 CHOICES_LIMIT = 128
 """Largest ``n``, unless the owner says otherwise, and most prompts of one request."""
 STOPS_LIMIT = 4
@@ -102,7 +104,7 @@ class Chosen:
     """``stop`` or ``length``."""
 
 
-def understood(body: Any, *, chat: bool, models: Sequence[str], system: str | None, limit: int) -> Asked:
+def understood(body: Any, *, chat: bool, models: Sequence[str], form: Form, limit: int) -> Asked:
     """The request of a body. Raises `ApiError`: 404 for another model, 400 with the field for all else."""
     if not isinstance(body, dict):
         raise ApiError(400, f"expected a JSON object, got {_kind(body)}")
@@ -128,7 +130,9 @@ def understood(body: Any, *, chat: bool, models: Sequence[str], system: str | No
                 param=name,
                 code="unsupported_value",
             )
-    prompts = (_prompt(body.get("messages"), system),) if chat else _prompts(body.get("prompt"))
+    prompts = (_prompt(body.get("messages"), form),) if chat else _prompts(body.get("prompt"))
+    if form.dialogues and not chat:
+        prompts = tuple(written([{"role": "user", "content": text}]) for text in prompts)
     n = _whole(body, "n", 1, limit)
     if len(prompts) * (n or 1) > limit:
         raise ApiError(
@@ -184,16 +188,30 @@ def _prompts(value: Any) -> tuple[str, ...]:
     return tuple(_text("prompt", text) for text in found)
 
 
-def _prompt(messages: Any, system: str | None) -> str:
-    """The user's one message; the policy was learned on single prompts."""
+def _prompt(messages: Any, form: Form) -> str:
+    """The user's one message, or the whole conversation where the policy was learned on such."""
     if not isinstance(messages, list) or not messages or not all(isinstance(m, dict) for m in messages):
         raise ApiError(400, f"messages: expected a list of messages, got {_shown(messages)}", param="messages")
     roles = [message.get("role") for message in messages]
-    rest = list(messages)
-    if roles[0] in ("system", "developer") and _content(rest.pop(0)) != (system or ""):
+    rest, system = list(messages), form.system
+    first = _content(rest.pop(0)) if roles[0] in ("system", "developer") else None
+    free = form.dialogues and system is None
+    if first is not None and not free and first != (system or ""):
         own = "none" if system is None else f"{system!r:.200}"
         raise ApiError(400, f"messages: expected the run's own system prompt ({own}), got another", param="messages")
-    if [message.get("role") for message in rest] != ["user"]:
+    roles = [message.get("role") for message in rest]
+    if form.dialogues:
+        if roles[-1:] != ["user"] or not all(role in ("user", "assistant") for role in roles):
+            raise ApiError(
+                400,
+                "messages: expected messages of the user and the assistant, perhaps behind one of the system, the "
+                f"user's last, got the roles {_shown(roles)}",
+                param="messages",
+            )
+        told = [{"role": "system", "content": _text("messages", first)}] if free and first is not None else []
+        told += [{"role": m["role"], "content": _text("messages", _content(m))} for m in rest]
+        return written(told)
+    if roles != ["user"]:
         raise ApiError(
             400,
             "messages: expected one message, the user's: this policy was learned on single prompts, not on "

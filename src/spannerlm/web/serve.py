@@ -21,6 +21,7 @@ import numpy as np
 from fastapi import FastAPI, Request
 from fastapi.responses import Response, StreamingResponse
 
+from spannerlm.dialogue import PLAIN, Form
 from spannerlm.errors import InputError, ModelError
 from spannerlm.segments import cut_at_stop
 from spannerlm.tilted import Answer, SteppedPolicy, TiltedPolicy
@@ -46,8 +47,8 @@ class Served:
     name: str
     """What it is called; ``also`` are names that are understood too."""
     also: tuple[str, ...] = ()
-    system: str | None = None
-    """The run's system prompt."""
+    form: Form = PLAIN
+    """What the texts of the run's prompts stand for."""
     max_draws: int | None = None
     """Base draws of one response at most (of a step, where the policy goes by steps); None: the policy's own cap."""
     fallback: Fallback = "best"
@@ -226,7 +227,7 @@ def serve_app(served: Served, *, hosts: frozenset[str] | None, token: str | None
         return _json(_model(name))
 
     async def respond(request: Request, chat: bool) -> Response:
-        asked = understood(await _body(request), chat=chat, models=names, system=served.system, limit=served.limit)
+        asked = understood(await _body(request), chat=chat, models=names, form=served.form, limit=served.limit)
         found = await desk.turn(asked, request.is_disconnected)
         if found is None:
             return Response(status_code=499)  # nobody reads it

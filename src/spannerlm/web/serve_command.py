@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from enum import StrEnum
 from pathlib import Path
@@ -69,14 +68,13 @@ def serve(
 
         import uvicorn
 
+        from spannerlm.dialogue import PLAIN
         from spannerlm.tilted import load_policy
         from spannerlm.web.serve import Served, answering, serve_app
 
         policy = load_policy(directory, kl=kl)
-        about = json.loads((directory / "policy.json").read_text(encoding="utf-8"))
-        options = about.get("options") or {}
         known = name or directory.resolve().name
-        served = Served(policy, known, (), options.get("system"), max_draws, fallback.value, max_n)
+        served = Served(policy, known, (), getattr(policy.model, "form", PLAIN), max_draws, fallback.value, max_n)
         with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as place:
             place.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
