@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import t
+from scipy.special import stdtrit
 
 from spannerlm.coverage import Interval
 from spannerlm.explorers.learner import Learner
@@ -28,7 +28,7 @@ def mean_interval(values: FloatArray) -> Interval:
     mean = float(np.mean(values)) if n else float("nan")
     if n < 2:
         return Interval(mean, float("nan"), float("nan"))
-    half = float(t.ppf(0.5 + CONFIDENCE / 2.0, n - 1) * np.std(values, ddof=1) / np.sqrt(n))
+    half = float(stdtrit(n - 1, 0.5 + CONFIDENCE / 2.0) * np.std(values, ddof=1) / np.sqrt(n))
     return Interval(mean, mean - half, mean + half)
 
 
@@ -91,7 +91,7 @@ def predicted_value(posterior: Posterior, pool: EvaluationPool, tilted: Tilted) 
     means = np.array([q[: len(d.features)] @ d.features for q, d in zip(tilted.weights, pool.draws, strict=True)])
     shift = (means - pool.centres()).mean(axis=0)  # [d]
     value, variance = posterior.predict(shift, len(pool.draws))
-    half = float(t.ppf(0.5 + CONFIDENCE / 2.0, 2.0 * posterior.shape)) * float(np.sqrt(variance))
+    half = float(stdtrit(2.0 * posterior.shape, 0.5 + CONFIDENCE / 2.0)) * float(np.sqrt(variance))
     return Interval(value, value - half, value + half)
 
 
@@ -144,7 +144,7 @@ def _clustered_interval(values: FloatArray, sampled: Sampled) -> Interval:
     n = len(sums)
     if n < 2:
         return Interval(mean, float("nan"), float("nan"))
-    half = float(t.ppf(0.5 + CONFIDENCE / 2.0, n - 1) * np.sqrt(np.sum(sums**2) * n / (n - 1))) / len(values)
+    half = float(stdtrit(n - 1, 0.5 + CONFIDENCE / 2.0) * np.sqrt(np.sum(sums**2) * n / (n - 1))) / len(values)
     return Interval(mean, mean - half, mean + half)
 
 

@@ -10,7 +10,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from scipy.stats import ortho_group
 
 from spannerlm.environments.parts import check_count, check_number, check_share, generator
 from spannerlm.environments.tabular import TabularEnvironment
@@ -75,6 +74,8 @@ def irrelevant_directions(
 
 def rotated(env: TabularEnvironment, *, seed: int = 0) -> TabularEnvironment:
     """Features times one random orthogonal matrix [d, d]; nothing else changes."""
+    from scipy.stats import ortho_group  # takes as long to import as the rest of the package
+
     turn: FloatArray = ortho_group.rvs(env.dim, random_state=generator("rotated", seed))
     return replace(env, features=env.features @ turn)
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import f as f_distribution
+from scipy.special import fdtrc
 
 from spannerlm.explorers.candidates import Candidates
 from spannerlm.explorers.learner import Learner
@@ -130,4 +130,4 @@ def lack_of_fit(known: Mapping[tuple[int, str], Replicates]) -> float:
     if free < 1:
         return 1.0
     left = float(np.sum((table[:, -1] - table[:, :-1] @ fitted) ** 2))
-    return float(f_distribution.sf(left / free / (error / degrees), free, degrees))
+    return float(fdtrc(free, degrees, left / free / (error / degrees)))
