@@ -9,10 +9,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy.stats import fisher_exact
 from served import transformers_serve
 
 from spannerlm import bundled
 from spannerlm.backends.server import ServerModel
+from spannerlm.dialogue import written
 from spannerlm.errors import ModelError
 from spannerlm.rewards import is_pure
 from spannerlm.segments import segments
@@ -29,14 +31,24 @@ PROMPT = "my printer is hot ;"
 
 
 @pytest.fixture(scope="module")
-def url(tmp_path_factory):
-    with transformers_serve(MODEL, tmp_path_factory.mktemp("serve") / "log") as found:
+def talking(tmp_path_factory):
+    """The bundled model with a chat template, which completions do not read."""
+    copy = shutil.copytree(MODEL, tmp_path_factory.mktemp("talking") / "model")
+    settings = json.loads((copy / "tokenizer_config.json").read_text())
+    settings["chat_template"] = "{% for m in messages %}{{ m.content }} {% endfor %}"
+    (copy / "tokenizer_config.json").write_text(json.dumps(settings))
+    return str(copy)
+
+
+@pytest.fixture(scope="module")
+def url(talking, tmp_path_factory):
+    with transformers_serve(talking, tmp_path_factory.mktemp("serve") / "log") as found:
         yield found
 
 
 @pytest.fixture(scope="module")
-def served(url):
-    return ServerModel.load(str(MODEL), base_url=url, api="completions", max_new_tokens=24)
+def served(talking, url):
+    return ServerModel.load(talking, base_url=url, api="completions", max_new_tokens=24)
 
 
 @pytest.fixture(scope="module")
@@ -60,13 +72,12 @@ def openings(counts):
 
 
 def check_same_law(a, b):
-    """Two samples: each frequency within 4.5 standard errors of the difference."""
+    """Two samples: no frequency differs by more than one in a million would (Fisher's exact test: many are rare)."""
     n, m = sum(a.values()), sum(b.values())
     left, right = openings(a), openings(b)
     for key in left | right:
-        p, q = left[key] / n, right[key] / m
-        pooled = (left[key] + right[key]) / (n + m)
-        assert abs(p - q) < 4.5 * np.sqrt(pooled * (1 - pooled) * (1 / n + 1 / m)) + 1e-9, key
+        table = [[left[key], n - left[key]], [right[key], m - right[key]]]
+        assert fisher_exact(table).pvalue > 1e-6, key
 
 
 def counted(records):
@@ -114,13 +125,30 @@ def test_steps_have_the_law_of_whole_responses(served, own):
     assert any("put back" in warning for warning in served.warnings)
 
 
-def test_stop_strings_are_cut_as_in_process(url, own):
-    served = ServerModel.load(str(MODEL), base_url=url, api="completions", max_new_tokens=24, stop=["please"])
-    (far,) = served.generate([PROMPT], 30, rng=rng())
+def test_conversations_have_the_law_of_the_model_in_process(talking, url, own):
+    """As messages through the server's template, as messages through the same here, and as one text."""
+    words = ["my printer", "is", "hot ;"]
+    talk = [{"role": role, "content": text} for role, text in zip(["user", "assistant", "user"], words, strict=True)]
+    served = ServerModel.load(talking, base_url=url, dialogues=True, max_new_tokens=24)
+    (far,) = served.generate([written(talk)], 150, rng=rng())
+    model = HuggingFaceModel.load(talking, device="cpu", dialogues=True, max_new_tokens=24)
+    (near,) = model.generate([written(talk)], 3000, rng=rng())
+    (same,) = own.generate([PROMPT], 3000, rng=rng())
+    assert near.responses == same.responses
+    check_same_law(counted([far]), counted([near]))
+
+
+def test_stop_strings_are_cut_as_in_process(talking, url, own):
+    served = ServerModel.load(talking, base_url=url, api="completions", max_new_tokens=24, stop=["please"])
+    (far,) = served.generate([PROMPT], 60, rng=rng())
     assert not any("please" in text for text in far.responses)
-    stopping = HuggingFaceModel.load(str(MODEL), device="cpu", max_new_tokens=24, stop=["please"])
-    near = counted(stopping.generate([PROMPT], 3000, rng=rng()))
-    assert {text.strip() for text in far.responses} <= {text.strip() for text in near}
+    (near,) = own.generate([PROMPT], 3000, rng=rng())
+    cut, ours = Counter(), Counter()
+    for text, n in counted([near]).items():
+        cut[text.split("please")[0].strip() or "nothing"] += n
+    for text, n in counted([far]).items():
+        ours[text.strip() or "nothing"] += n
+    check_same_law(ours, cut)
     assert far.finished.all()
     assert any("does not take stop strings" in warning for warning in served.warnings)
 
