@@ -272,6 +272,11 @@ def test_messages_of_one_system_prompt_stay_the_users_words(ran: Path, tmp_path:
     assert all(row["prompt"] in talks for row in exported(tmp_path / "run", "prompts", conversational=True).rows)
     spannerlm.explore(reward=reward, labels=6, **own)
     assert len(seen) == 6
+    kind = HuggingFaceModel.load(own["model"], system="is hot", max_new_tokens=4)  # which puts it in front by itself
+    own |= {"prompts": [talk[1:] for talk in talks], "model": kind, "run_dir": tmp_path / "kind"}
+    spannerlm.explore(reward=reward, labels=6, **own)
+    assert exported(tmp_path / "kind", "reward", conversational=True).rows[0]["prompt"] in talks
+    assert len(seen) == 12
     assert all(prompt in talks for prompt in seen)
 
 

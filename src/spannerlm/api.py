@@ -232,7 +232,9 @@ def asked(
             f"model: expected one that was loaded with system={form.system!r} and dialogues={form.dialogues}, as these "
             f"lists of messages need it, got {reads.system!r} and {reads.dialogues}: load it so, or give its name"
         )
-    return Asked(loaded, found.texts, None if form is None else reads, options)
+    if form is None:
+        return Asked(loaded, found.texts, None, options)
+    return Asked(loaded, found.texts, reads, options if reads.system is None else {**options, "system": reads.system})
 
 
 def loaded_model(model: Any, options: Mapping[str, Any], folder: Path | str | None = None) -> Any:
