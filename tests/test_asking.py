@@ -259,7 +259,7 @@ def test_a_crash_between_the_answer_and_its_outcome_loses_nothing(tmp_path: Path
     with opened(tmp_path) as run:
         queries = run.ask(4)
         run.add([queries[0].prompt], [queries[0].response], [0.1])
-        claims = [run._ledger.claim_by_key(run._key(q.id))[0] for q in queries]
+        claims = [run._questions.by_id(q.id)[0] for q in queries]
         run._ledger.reply(claims[:3], [worth(q) for q in queries[:3]])  # and killed here
     with opened(tmp_path) as again:
         assert again.counts.labels == 3

@@ -122,7 +122,7 @@ def test_an_id_given_twice_is_released_once(tmp_path: Path) -> None:
         a, b = run.ask(2)
         run.release([a.id, a.id])
         with pytest.raises(InputError, match="expected each once"):
-            run._ledger.release([run._ledger.claim_by_key(run._key(b.id))[0]] * 2)
+            run._ledger.release([run._questions.by_id(b.id)[0]] * 2)
         assert run.counts.waiting == 1
     assert Ledger.verify(tmp_path).ok
     with opened(tmp_path) as again:
@@ -138,7 +138,7 @@ def test_a_query_has_one_way_round_whatever_became_of_it(tmp_path: Path) -> None
         item = spannerlm.records.LabelItem(x, str(query.opponent), True, query.response)
         run._issue(k, LabelRequest((item,)))
         run._ledger.claim(k, rater="ann")
-        (again,) = [q for q in run._mine("ann") if q.id == query.id]
+        (again,) = [q for q in run._questions.held("ann") if q.id == query.id]
         assert again == query == run.query(query.id)
         run.tell(query.id, 1.0)
         (label,) = [
@@ -254,7 +254,7 @@ def test_a_run_that_is_told_at_once_learns_what_one_with_a_reward_does(tmp_path:
     with opened(tmp_path, budget=40, batch=4) as run:
         while queries := run.ask(4):
             texts = [q.prompt for q in queries], [q.response for q in queries]
-            claims = [run._ledger.claim_by_key(run._key(q.id))[0] for q in queries]
+            claims = [run._questions.by_id(q.id)[0] for q in queries]
             values = reward(*texts, replicate=[claim.replicate for claim in claims])
             run.tell({q.id: float(value) for q, value in zip(queries, values, strict=True)})
         theta = run.policy().theta
@@ -330,7 +330,7 @@ def test_eight_raters_at_once_fifty_items_and_no_item_exceeds_its_overlap(tmp_pa
         assert (run.counts.charged, run.counts.waiting) == (100, 0)
         turns: dict[tuple[int, int], list[str]] = {}
         for claim, status, _ in run._ledger.purchases():
-            if status != "released" and run._purpose(claim) != "given":
+            if status != "released" and not run._questions.is_given(claim):
                 turns.setdefault((claim.request, claim.position // 2), []).append(claim.rater)
         assert len(turns) == 50
         assert all(len(who) == len(set(who)) == 2 for who in turns.values())

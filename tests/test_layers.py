@@ -139,6 +139,7 @@ ORDER = [
     "functions",
     "api",
     "askdriver",
+    "questions",
     "asking",
     "measures",
     "sourcing",

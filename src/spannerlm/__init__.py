@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from spannerlm.api import explore
-from spannerlm.asking import Query, Run
+from spannerlm.asking import Run
+from spannerlm.questions import Query
 from spannerlm.run import Result
 from spannerlm.tilted import load_policy
 

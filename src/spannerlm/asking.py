@@ -9,63 +9,30 @@ Queries are chosen knowing that others are still out. What `tell` has returned f
 
 from __future__ import annotations
 
-import math
 import threading
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from numbers import Integral, Real
+from dataclasses import replace
+from numbers import Integral
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
 from spannerlm.api import DEFAULT_KL, asked, check_feedback, loaded_model
-from spannerlm.askdriver import ANYBODY, AskDriver, LazyOracle, Settings
+from spannerlm.askdriver import AskDriver, LazyOracle, Settings
 from spannerlm.backends.oracle import ModelOracle
 from spannerlm.environments import TabularEnvironment
 from spannerlm.errors import InputError, ModelError
 from spannerlm.explorers import STEP_EXPLORERS, Explorer, explorer_by_name
 from spannerlm.features import feature_map
-from spannerlm.ledger import Claim, Counts, Ledger
+from spannerlm.ledger import Counts, Ledger
 from spannerlm.ledger.codec import check_text
 from spannerlm.oracle import SamplingOracle
 from spannerlm.policy import Policy
+from spannerlm.questions import GIVEN, Answer, Query, Questions, number, same_answer
 from spannerlm.records import DrawRequest, Failed, FloatArray, LabelItem, Labelled, LabelRequest, Spec, StopRequest
 from spannerlm.run import check_budget, explorer_meta, spec_meta
 from spannerlm.tilted import save_policy
-
-ANYONE = "anyone"
-"""Name of the rater where no worker is named."""
-GIVEN = "given"
-"""Name of the rater of labels that were there already."""
-ID_LENGTH = 20
-"""Hex digits of a query's id, the first ones of its claim's key: 80 bits."""
-
-
-@dataclass(frozen=True)
-class Query:
-    """One question that is out: what is this response worth, or which of two is better."""
-
-    id: str
-    """Stable: the same question to the same worker has the same id in every process."""
-    prompt: str
-    response: str
-    opponent: str | None
-    """The other response of a comparison; None where a number is asked for."""
-    worker: str
-    columns: Mapping[str, Any]
-    """What else is known of the prompt."""
-
-
-@dataclass(frozen=True)
-class Answer:
-    """One query that was asked, and what became of it."""
-
-    query: Query
-    status: str
-    """``waiting``, ``label``, ``skip``, ``failed`` or ``released``."""
-    value: float | None
 
 
 class Run:
@@ -78,7 +45,7 @@ class Run:
         self._settings = settings
         self._lock = threading.RLock()  # the ledger and the state; held for milliseconds
         self._deciding = threading.Lock()  # one decision or generation at a time; held for as long as it takes
-        self._keys: dict[str, str] = {}
+        self._questions = Questions(ledger, spec, settings)
         self._stale = False  # whether answers were revised that the state does not know of
         self._driver = self._folded()
         self._settle()
@@ -204,12 +171,14 @@ class Run:
         """
         if isinstance(n, bool) or not isinstance(n, int) or n < 1:
             raise InputError(f"n: expected a number of queries of at least 1, got {n!r}")
-        name = self._name(worker)
+        name = self._questions.worker(worker)
         while True:
             with self._lock:
-                mine = self._mine(name)
-                mine += self._assigned(name, n - len(mine))
-                open_for_others, known = len(self._unclaimed()), self._ledger.next_request
+                mine = self._questions.held(name)
+                claims = self._questions.assign(name, n - len(mine))
+                self._tell_explorer()  # an item that an earlier label answers is never asked
+                mine += [self._questions.query(claim) for claim in claims if claim.to_buy]
+                open_for_others, known = len(self._questions.unclaimed()), self._ledger.next_request
             if len(mine) >= n or not wait:
                 return mine[:n]
             if not self.prepare(open_for_others + n - len(mine)) and self._ledger.next_request == known:
@@ -224,7 +193,7 @@ class Run:
         with self._deciding:
             while True:
                 with self._lock:
-                    if len(self._unclaimed()) >= n or not self._affords():
+                    if len(self._questions.unclaimed()) >= n or not self._questions.affords():
                         return grown
                     state, k, cut_off = self._driver.state, self._ledger.next_request, self._ledger.unfinished()
                 if cut_off is not None and isinstance(cut_off[1], DrawRequest):
@@ -238,7 +207,8 @@ class Run:
                     if self._ledger.next_request != k:
                         continue  # labels were added meanwhile: decide again
                     if isinstance(request, LabelRequest):
-                        items = self._shared_out(request.items)
+                        left = self._explorer.learner(self._driver.state).labels_left
+                        items = self._questions.shared_out(request.items, left)
                         if not items:
                             self._driver.reason = "labels spent"
                             return grown
@@ -256,17 +226,19 @@ class Run:
         answer to a query that was skipped is a revision too. A late one, to a query that was taken back, is kept.
         """
         answers = {id: value} if isinstance(id, str) else dict(id)
-        self._tell({name: _number(name, given) for name, given in answers.items()}, revise)
+        self._tell({name: number(name, given) for name, given in answers.items()}, revise)
 
     def tell_all(self, answers: Mapping[str, float | Failed | None], *, revise: bool = False) -> None:
         """Record answers, skips (None) and failures (`Failed`) together, all or none, by the rules of `tell`."""
-        plain = {name: a if a is None or isinstance(a, Failed) else _number(name, a) for name, a in answers.items()}
+        plain = {name: a if a is None or isinstance(a, Failed) else number(name, a) for name, a in answers.items()}
         self._tell(plain, revise)
 
     def check(self, answers: Mapping[str, float | Failed | None], *, revise: bool = False) -> dict[str, str]:
         """What is wrong with each answer, by id: why `tell_all` would refuse them; empty where it would not."""
         with self._lock:
-            return {name: problem for name, a in answers.items() if (problem := self._problem(name, a, revise))}
+            return {
+                name: problem for name, a in answers.items() if (problem := self._questions.problem(name, a, revise))
+            }
 
     def skip(self, id: str) -> None:
         """Record that this query will not be answered: no reward, its charge is kept."""
@@ -279,7 +251,7 @@ class Run:
     def release(self, ids: Sequence[str]) -> None:
         """Take unanswered queries back, so that others may be asked. Answered ones are left as they are."""
         with self._lock:
-            claims = [self._ledger.claim_by_key(self._key(name)) for name in dict.fromkeys(ids)]
+            claims = [self._questions.by_id(name) for name in dict.fromkeys(ids)]
             self._ledger.release([claim for claim, status, _ in claims if status is None])
 
     def add(
@@ -308,14 +280,14 @@ class Run:
             check_text(response, f"responses[{i}]")
             if other is not None:
                 check_text(other, f"opponents[{i}]")
-        replies = [_number(f"values[{i}]", value) for i, value in enumerate(values)]
+        replies = [number(f"values[{i}]", value) for i, value in enumerate(values)]
         items = [LabelItem(x, y, opponent=o) for x, y, o in zip(indices, responses, others, strict=True)]
         if not items:
             return 0
         with self._deciding, self._lock:  # the model serves one at a time
             self._release_given()
             self._tell_explorer()
-            self._check_given(items, replies, rater)
+            self._questions.check_given(items, replies, rater)
             features = self._given_features(items)
             k = self._ledger.next_request
             request = LabelRequest(tuple(items), {"phase": GIVEN})
@@ -357,27 +329,24 @@ class Run:
             waiting = self._ledger.waiting()
             if any(item.claim is not None for item in waiting):
                 return ""
-            if not self._affords():
+            if not self._questions.affords():
                 return "money spent"
             return "" if waiting else self._driver.reason
 
     def spent(self) -> float:
         """Money that was charged so far, open queries included; nan without prices."""
         with self._lock:
-            charged = self._ledger.charged_by_rater()
-        return sum((self._settings.price(name) * n for name, n in charged.items() if n), start=self._settings.nothing())
+            return self._questions.spent()
 
     def answers(self) -> list[Answer]:
         """Every query that was asked, in order, and what became of it; labels that were added are none."""
         with self._lock:
-            rows = list(self._ledger.purchases())
-        asked = [(claim, status, value) for claim, status, value in rows if self._purpose(claim) != GIVEN]
-        return [Answer(self._query(claim), status or "waiting", value) for claim, status, value in asked]
+            return self._questions.answers()
 
     def query(self, id: str) -> Query:
         """The query of this id, answered or not."""
         with self._lock:
-            return self._query(self._ledger.claim_by_key(self._key(id))[0])
+            return self._questions.query(self._questions.by_id(id)[0])
 
     def policy(self) -> Policy:
         """The policy learned so far; the base model's before the first label."""
@@ -396,17 +365,8 @@ class Run:
 
         Numbers agree where they differ by less than a tenth of all answers' range, comparisons on the same side.
         """
-        by_item: dict[tuple[int, frozenset[str]], list[float]] = defaultdict(list)
         with self._lock:
-            rows = list(self._ledger.purchases())
-        for claim, status, value in rows:
-            if status == "label" and value is not None:
-                texts = frozenset(text for text in (claim.response, claim.opponent) if text is not None)
-                by_item[claim.prompt, texts].append(value)  # of a comparison: as of the pair's first purchase
-        values = [value for group in by_item.values() for value in group]
-        width = 0.5 if self._spec.feedback == "comparison" else 0.1 * (max(values) - min(values) if values else 0.0)
-        pairs = [abs(a - b) <= width for group in by_item.values() for i, a in enumerate(group) for b in group[:i]]
-        return (float(np.mean(pairs)) if pairs else math.nan), len(pairs)
+            return self._questions.agreement()
 
     def save(self) -> None:
         """Write ``policy.safetensors`` and ``policy.json``: what `load_policy` and `spannerlm sample` read."""
@@ -453,7 +413,7 @@ class Run:
     def _release_given(self) -> None:
         """Take back what was being added when it was cut off."""
         rows = [claim for claim, status, _ in self._ledger.purchases() if status is None]
-        self._ledger.release([claim for claim in rows if self._purpose(claim) == GIVEN])
+        self._ledger.release([claim for claim in rows if self._questions.is_given(claim)])
 
     def _draw(self, k: int, request: DrawRequest) -> None:
         drawn = self._driver.generate(k, request)  # without the lock: this takes long
@@ -476,11 +436,11 @@ class Run:
         with self._lock:
             for problem in self.check(answers, revise=revise).values():
                 raise InputError(f"{problem}; nothing of this batch was recorded")
-            rows = [(*self._ledger.claim_by_key(self._key(name)), answer) for name, answer in answers.items()]
+            rows = [(*self._questions.by_id(name), answer) for name, answer in answers.items()]
             revised = [
                 (claim, a)
                 for claim, status, value, a in rows
-                if status not in (None, "released") and not self._same(status, value, a)
+                if status not in (None, "released") and not same_answer(status, value, a)
             ]
             self._stale = self._stale or bool(revised) or any(status == "released" for _, status, _, _ in rows)
             late = [(self._ledger.reopen(claim.key)[1], a) for claim, status, _, a in rows if status == "released"]
@@ -492,46 +452,6 @@ class Run:
                 self._driver, self._stale = self._folded(), False
             self._tell_explorer()
 
-    def _problem(self, name: str, answer: float | Failed | None, revise: bool) -> str:
-        """Why an answer is refused; empty where it is not."""
-        try:
-            claim, status, value = self._ledger.claim_by_key(self._key(name))
-        except InputError as error:
-            return str(error)
-        if isinstance(answer, float) and claim.opponent is not None and not 0.0 <= answer <= 1.0:
-            return f"{name}: expected a comparison in [0, 1], got {answer:g}"
-        if status in (None, "released", "skip") or revise or self._same(status, value, answer):
-            return ""
-        now = answer if isinstance(answer, float) else "skip" if answer is None else "failed"
-        was = value if status == "label" else status
-        return f"{name}: was answered {was}, now {now}: say revise to replace the answer"
-
-    @staticmethod
-    def _same(status: str | None, value: float | None, answer: float | Failed | None) -> bool:
-        if isinstance(answer, float):
-            return status == "label" and value == answer
-        return status == ("skip" if answer is None else "failed")
-
-    def _check_given(self, items: Sequence[LabelItem], values: Sequence[float], rater: str) -> None:
-        """`InputError` where an item has another value already, in the ledger or earlier in the batch."""
-        known, asked = {}, set()
-        for claim, status, value in self._ledger.purchases():
-            key, plain = _oriented(claim.prompt, claim.response, claim.opponent, math.nan if value is None else value)
-            if claim.rater == rater and status == "label":
-                known[key] = plain
-            elif claim.rater == rater and status != "released":
-                asked.add(key)
-        for i, (item, value) in enumerate(zip(items, values, strict=True)):
-            if item.opponent is not None and not 0.0 <= value <= 1.0:
-                raise InputError(f"values[{i}]: expected a comparison in [0, 1], got {value:g}; nothing was recorded")
-            key, plain = _oriented(item.prompt, item.response, item.opponent, value)
-            if key in asked and key not in known:
-                raise InputError(f"values[{i}]: expected what {rater!r} was not asked, got a query: tell it instead")
-            if known.setdefault(key, plain) != plain:
-                raise InputError(
-                    f"values[{i}]: expected {known[key]:g}, as {rater!r} gave before; nothing was recorded"
-                )
-
     def _given_features(self, items: Sequence[LabelItem]) -> FloatArray:
         """[n, d] features of labels that were there already; `InputError` names the one that the model cannot read."""
         rows = []
@@ -542,90 +462,10 @@ class Run:
                 raise InputError(f"responses[{i}]: {error}") from error
         return np.array(rows).reshape(len(items), self._spec.dim)
 
-    def _mine(self, name: str) -> list[Query]:
-        """Queries that this worker has been asked and has not answered."""
-        found = [item.claim for item in self._ledger.waiting() if item.claim is not None]
-        return [self._query(claim) for claim in found if claim.rater == name]
-
-    def _unclaimed(self) -> list[tuple[int, int, LabelItem]]:
-        """(request, position, item) that nobody was asked yet."""
-        return [(w.request, w.position, w.item) for w in self._ledger.waiting() if w.claim is None]
-
-    def _assigned(self, name: str, n: int) -> list[Query]:
-        """At most ``n`` items that nobody was asked yet, asked of this worker: none that he has rated before."""
-        rated, turns = self._rated(name)
-        chosen: dict[int, list[int]] = defaultdict(list)
-        free = self._money_left()
-        price = self._settings.price(name)
-        for k, position, item in self._unclaimed():
-            key, turn = _asked(item), (k, position // self.overlap)
-            if n <= 0 or key in rated or turn in turns or (free is not None and price > free + 1e-9):
-                continue
-            rated.add(key)
-            turns.add(turn)
-            chosen[k].append(position)
-            n -= 1
-            free = None if free is None else free - price
-        claims = [claim for k, at in chosen.items() for claim in self._ledger.claim(k, rater=name, positions=at)]
-        self._tell_explorer()  # an item that an earlier label answers is never asked
-        return [self._query(claim) for claim in claims if claim.to_buy]
-
-    def _rated(self, name: str) -> tuple[set[tuple[int, frozenset[str]]], set[tuple[int, int]]]:
-        """What this worker was asked before, and the turns (`_shared_out`) that he has had.
-
-        Where labels are fresh, the same may be asked again once it is answered, but not within one turn.
-        """
-        rows = [
-            (claim, status)
-            for claim, status, _ in self._ledger.purchases()
-            if claim.rater == name and status != "released"
-        ]
-        texts = {
-            _asked(LabelItem(claim.prompt, claim.response, opponent=claim.opponent))
-            for claim, status in rows
-            if status is None or not self._spec.fresh
-        }
-        return texts, {(claim.request, claim.position // self.overlap) for claim, _ in rows}
-
-    def _shared_out(self, items: tuple[LabelItem, ...]) -> tuple[LabelItem, ...]:
-        """The items, each as often as workers rate it (its turn), as many as the budget leaves room for."""
-        out = self._ledger.counts.charged + len(self._unclaimed())
-        room = max(0, min(self._explorer.learner(self._driver.state).labels_left, self._spec.labels - out))
-        return tuple(item for item in items[: room // self.overlap] for _ in range(self.overlap))
-
-    def _affords(self) -> bool:
-        """Whether the money is enough for a label of the cheapest worker."""
-        left = self._money_left()
-        return left is None or left + 1e-9 >= self._settings.cheapest()
-
-    def _money_left(self) -> float | None:
-        return None if self._settings.money is None else self._settings.money - self.spent()
-
     def _phi(self, item: LabelItem, what: str = "responses") -> FloatArray:
         """[d] what a label is regressed on: relative where it is a comparison."""
         phi = self._driver.phi(item.prompt, item.response, what)
         return phi if item.opponent is None else phi - self._driver.phi(item.prompt, item.opponent, what)
-
-    def _query(self, claim: Claim) -> Query:
-        name = claim.key[:ID_LENGTH]
-        self._keys[name] = claim.key
-        claim, _, _ = self._ledger.claim_by_key(claim.key)  # the way round that it was asked first, as answers are told
-        columns = {column: values[claim.prompt] for column, values in self._settings.columns.items()}
-        prompt = self._ledger.prompts[claim.prompt]
-        return Query(name, prompt, claim.response, claim.opponent, claim.rater, columns)
-
-    def _key(self, name: str) -> str:
-        """The claim's key of a query's id."""
-        if not isinstance(name, str) or len(name) != ID_LENGTH:
-            raise InputError(f"id: expected that of a query, {ID_LENGTH} hex digits, got {name!r:.80}")
-        if name not in self._keys:
-            self._keys |= {claim.key[:ID_LENGTH]: claim.key for claim, _, _ in self._ledger.purchases()}
-        if name not in self._keys:
-            raise InputError(f"{name}: expected the id of a query of this run, found none of that name")
-        return self._keys[name]
-
-    def _purpose(self, claim: Claim) -> str:
-        return self._ledger.purpose(claim.request)
 
     def _prompt(self, number: int, prompt: str | int) -> int:
         """Index of a prompt, the ``number``-th of a batch; of two alike, the first."""
@@ -637,42 +477,3 @@ class Run:
         if isinstance(prompt, bool) or not isinstance(prompt, Integral) or not 0 <= prompt < len(texts):
             raise InputError(f"prompts[{number}]: expected a prompt or an index below {len(texts)}, got {prompt!r:.80}")
         return int(prompt)
-
-    def _name(self, worker: str | None) -> str:
-        if worker is None:
-            if self._settings.overlap > 1:
-                raise InputError(f"worker: expected a name where {self.overlap} workers rate each response, got None")
-            worker = ANYONE
-        if not isinstance(worker, str) or not worker.strip() or worker == GIVEN:
-            raise InputError(f"worker: expected a name, other than {GIVEN!r}, got {worker!r:.80}")
-        if self._settings.money is not None and math.isnan(self._settings.price(worker)):
-            raise InputError(
-                f"prices: expected one for {worker!r}, or for {ANYBODY!r}, where money is counted; got none"
-            )
-        return worker
-
-
-def _oriented(
-    prompt: int, response: str, opponent: str | None, value: float
-) -> tuple[tuple[int, str, str | None], float]:
-    """What a value is about, and the value, whichever way round a pair is."""
-    if opponent is None or response < opponent:
-        return (prompt, response, opponent), value
-    return (prompt, opponent, response), 1.0 - value
-
-
-def _asked(item: LabelItem) -> tuple[int, frozenset[str]]:
-    return item.prompt, frozenset(text for text in (item.response, item.opponent) if text is not None)
-
-
-def _number(name: str, value: object) -> float:
-    if value is None:
-        raise InputError(f"{name}: expected a number, got None: skip the query instead; nothing was recorded")
-    if isinstance(value, Real) and not isinstance(value, bool):
-        try:
-            plain = float(value)
-        except OverflowError:
-            plain = math.inf
-        if math.isfinite(plain):
-            return plain
-    raise InputError(f"{name}: expected a finite number, got {value!r:.80}; nothing of this batch was recorded")

@@ -11,8 +11,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from spannerlm.asking import Answer, Query, Run
+from spannerlm.asking import Run
 from spannerlm.errors import InputError, SpannerError
+from spannerlm.questions import Answer, Query
 
 READY = 4
 """Items that wait for a rater, so that nobody waits for a decision."""

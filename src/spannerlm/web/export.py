@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from spannerlm.asking import Answer
+from spannerlm.questions import Answer
 
 
 def rows(answers: Sequence[Answer]) -> list[dict[str, Any]]:
