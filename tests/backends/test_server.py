@@ -17,6 +17,8 @@ from spannerlm.backends.wire import Choice, Plan, Reply, request
 from spannerlm.dialogue import written
 from spannerlm.errors import InputError, ModelError
 from spannerlm.features import NGrams
+from spannerlm.foundation.gather import Source, StepPlan, gather
+from spannerlm.foundation.steps import quantile
 from spannerlm.segments import segments
 
 PROMPTS = ["a;", "b;", "c;"]
@@ -369,3 +371,56 @@ def test_requests_read_as_documented():
         "logprobs": True,
     }
     assert probing.HOT == 2.0
+
+
+@pytest.mark.parametrize("ignores", [(), ("logprobs", "n")])
+def test_whether_steps_would_help_is_told_of_a_served_model(ignores, tmp_path):
+    """The report's C_cond and C_cov beside those of the law by hand, and nothing is asked for twice."""
+    law = exact(3)
+
+    def reward(prompts, completions):
+        return [float(text == "blue blue blue") + 0.1 * text.count("red") for text in completions]
+
+    def found():
+        model = loaded(small, api="completions", max_new_tokens=3, concurrency=4)
+        plan = StepPlan(1, 1.5, prompts=2, pool=200, rollouts=12)
+        return gather(
+            model,
+            PROMPTS[:2],
+            Source(reward, True),
+            features=["ngrams"],
+            draws=200,
+            seed=3,
+            steps=plan,
+            directory=tmp_path,
+        )
+
+    with Small(ignores=ignores) as small:
+        told = found()
+        asked = len(small.bodies)
+        assert found().steps == told.steps
+        assert len(small.bodies) - asked <= 16  # the second time the server is looked at, and nothing is drawn
+    steps = told.steps
+    weight = {text: np.exp(reward([""], [text])[0] / steps.beta) for text in law}
+
+    def worth(prefix):
+        """The mean weight of what begins with these words."""
+        mine = [text for text in law if text.split()[: len(prefix)] == prefix]
+        return sum(law[text] * weight[text] for text in mine) / sum(law[text] for text in mine)
+
+    total = worth([])
+    mass = np.array([law[text] * weight[text] / total for text in law])
+    for h, row in enumerate(steps.rows):
+        ratios, masses = [], []
+        for text, p in zip(law, mass, strict=True):
+            words = text.split()
+            if h <= len(words):  # step h gives the word h + 1, or the end
+                after = weight[text] if h == len(words) else worth(words[: h + 1])
+                ratios.append(after / worth(words[:h]))
+                masses.append(p)
+        assert row.ratio_q99.value == pytest.approx(quantile(np.array(ratios), np.array(masses)), rel=0.4)
+    whole = np.array([weight[text] / total for text in law])
+    assert len(steps.rows) == 3
+    assert steps.sequence.value == pytest.approx(quantile(whole, mass), rel=0.4)
+    assert steps.told
+    assert steps.step.value < steps.sequence.value

@@ -34,6 +34,8 @@ SERVED: tuple[Any, ...] = ("ngrams",)
 """The same for a model behind a server."""
 TOLD = LogprobLength()
 """Drawn beside every map: it brings log-probabilities and lengths."""
+BRIEF = {"kind": "ngrams", "dim": 1}
+"""In its place where segments come from a server, which need not tell these: nobody reads features of segments."""
 
 STEPS = "steps"
 """Folder, within a model's, of the ledger of what was drawn step by step."""
@@ -133,8 +135,6 @@ def gather(
     width = getattr(model, "hidden_size", None)
     maps = maps_under_test(features, width)
     beside = () if width is None else (TOLD,)  # a server need not tell log-probabilities
-    if steps is not None and not beside:
-        raise InputError("segments: expected a model that is loaded here, got one behind a server: leave segments out")
     oracle = ModelOracle(model, prompts, Concatenation((*maps.values(), *beside)))
     bounds = list(accumulate((phi.dim for phi in maps.values()), initial=0))
     slices = {name: slice(*ends) for name, ends in zip(maps, pairwise(bounds), strict=True)}
@@ -183,7 +183,8 @@ def _stepped(
     if not math.isfinite(beta):
         return None, Counts()
     rows = np.unique(np.linspace(0, len(pool.prompts) - 1, plan.prompts).astype(int)).tolist()
-    oracle = ModelOracle(model, pool.prompts, TOLD, segments=segments)
+    phi = feature_map(BRIEF) if getattr(model, "hidden_size", None) is None else TOLD
+    oracle = ModelOracle(model, pool.prompts, phi, segments=segments)
     meta = {"purpose": "steps", "seed": seed, "segments": str(segments), "beta": beta, "pool": plan.pool, **about}
     meta |= {"rollouts": plan.rollouts, "rows": rows}
 
