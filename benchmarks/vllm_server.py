@@ -9,7 +9,7 @@ chi-squares per prompt: whole replies that are frequent, and the words at each p
 their number); then the mean reward and length with the standard error of the difference, and the largest difference of
 log-probabilities where the server tells them. Quality: `directed` on n-grams with equal labels and draws, value at KL =
 2 on held-out prompts by the true reward, median over seeds with its bootstrap interval, and the paired difference with
-Student's.
+Student's. With ``--segments``, what the coverage report says of going step by step.
 
 ``--vllm`` serves the bundled model with wider heads and the same logits (see `servers.pad_heads`), with a template for
 chat that puts the prompt's words one after the other.
@@ -34,17 +34,20 @@ import httpx
 import numpy as np
 from models import against, median
 from scipy.stats import chi2_contingency
-from servers import KL, TASK, pad_heads, transformers_serve, value
+from servers import TASK, pad_heads, transformers_serve
 
+import spannerlm
 from spannerlm.backends.huggingface import HuggingFaceModel
 from spannerlm.backends.oracle import ModelOracle
 from spannerlm.backends.server import ServerModel
 from spannerlm.evaluation import EvaluationPool
 from spannerlm.features import feature_map
 from spannerlm.policy import padded
-from spannerlm.records import Generated
-from spannerlm.rewards import call_reward
+from spannerlm.records import FloatArray, Generated
+from spannerlm.rewards import NoisyReward, call_reward
 
+KL = 2.0
+FEATURES = "ngrams"
 FREQUENT = 10
 """Draws, in both samples together, from which on a reply or a word has a cell of its own."""
 PROMPT = "my printer is hot ;"
@@ -197,10 +200,26 @@ def _difference(samples: Sequence[np.ndarray]) -> str:
     return f"{samples[0].mean() - samples[1].mean():+.3f} ± {error:.3f}"
 
 
+def value(model: Any, pool: EvaluationPool, rewards: FloatArray, seed: int, args: argparse.Namespace) -> float:
+    """Value at KL = 2 of what a run on this model has learned."""
+    result = spannerlm.explore(
+        model=model,
+        prompts=TASK.train_prompts[: args.prompts],
+        features=FEATURES,
+        reward=NoisyReward(TASK.reward, TASK.noise_std, seed),
+        labels=args.labels,
+        draws=args.prompts * args.draws,
+        kl=KL,
+        seed=seed,
+    )
+    tilted = pool.at_kl(pool.scores(result.theta), KL)
+    return float(np.mean(tilted.mean(rewards)))
+
+
 def compare_jobs(served: ServerModel, here: HuggingFaceModel, args: argparse.Namespace) -> None:
     """Print the value of the main job through both, seed by seed and in one table."""
     heldout = TASK.heldout_prompts[:24]
-    records = ModelOracle(here, heldout, feature_map("ngrams")).draw(
+    records = ModelOracle(here, heldout, feature_map(FEATURES)).draw(
         range(len(heldout)), 512, rng=np.random.default_rng(99)
     )
     pool = EvaluationPool(records)
@@ -220,6 +239,33 @@ def compare_jobs(served: ServerModel, here: HuggingFaceModel, args: argparse.Nam
     print(f"usage: {served.usage}")
 
 
+def compare_steps(url: str, name: str, seeds: int, length: int) -> None:
+    """Print what `spannerlm coverage --segments` says of both: eight prompts, 512 draws each, KL = 2."""
+    options: dict[str, Any] = {"max_new_tokens": TASK.max_new_tokens}
+    places = [("in process", str(TASK.model_path), options, seed) for seed in range(seeds)]
+    places.append(("server", name, {**options, "base_url": url, "api": "completions", "per_request": 64}, 0))
+    print("| where | C_cond | C_cov | times fewer tokens an answer | segments |\n|---|---|---|---|---|")
+    for where, model, generation, seed in places:
+        report = spannerlm.coverage_report(
+            model=model,
+            generation=generation,
+            prompts=TASK.train_prompts[:8],
+            features=[FEATURES],
+            reward=TASK.reward,
+            reward_free=True,
+            segments=length,
+            draws=512,
+            kl=KL,
+            simulations=0,
+            seed=seed,
+        )
+        found = report.document["models"][0]["steps"]
+        one, all_, fewer = (found[part] for part in ("step", "sequence", "fewer"))
+        ends = f" [{fewer['low']:.1f}, {fewer['high']:.1f}]" if found["told"] else ", cannot tell"
+        words = f"{one['value']:.0f} | {all_['value']:.0f} | {fewer['value']:.1f}{ends} | {found['draws']:,}"
+        print(f"| {where}, seed {seed} | {words} |", flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     where = parser.add_mutually_exclusive_group(required=True)
@@ -233,6 +279,7 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=32)
     parser.add_argument("--draws", type=int, default=64, help="per prompt")
     parser.add_argument("--law", type=int, default=1000, help="draws of each of four prompts for the law")
+    parser.add_argument("--segments", type=int, default=0, help="tokens of a step: coverage step by step as well")
     args = parser.parse_args()
     if args.vllm is not None:
         with vllm_serve(args.vllm) as (url, name):
@@ -255,6 +302,8 @@ def measure(url: str, name: str, args: argparse.Namespace) -> None:
         compare_laws(served, here, TASK.train_prompts[:4], args.law)
     if args.seeds:
         compare_jobs(served, here, args)
+    if args.segments:
+        compare_steps(url, name, 4, args.segments)
 
 
 if __name__ == "__main__":
