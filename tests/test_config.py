@@ -110,6 +110,9 @@ def test_a_file_and_overrides_in_their_order(tmp_path):
             "model: m\nprompts: p.txt\nfeedback: comparison\ncompare: c.py:f\neval_labels: 3",
             "run.yaml:5: eval_labels: expected a reward beside compare, because comparisons do not tell how good a",
         ),
+        ("server: {url: 127.0.0.1:1/v1}", "run.yaml:1: server.url: expected http://... or https://..., got '127.0.0.1"),
+        ('server: {url: ""}', "run.yaml:1: server.url: expected http://... or https://..., got ''"),
+        ("reward: {kind: judge, url: a.b/v1, model: m}", "run.yaml:1: reward.url: expected http://... or https://..."),
         ("reward: x.py", "run.yaml:1: reward: expected path/to/file.py:function or package.module:function, got"),
         ("task: helpdesk\nreward: x.py:f\nreward_noise: 1", "run.yaml:3: reward_noise: expected no noise for a reward"),
         (

@@ -206,7 +206,7 @@ def test_wrong_specifications_are_named(config, message):
 
 
 def test_hidden_states_that_are_not_there():
-    with pytest.raises(InputError, match="need hidden_size"):
+    with pytest.raises(InputError, match="expected a model whose hidden states can be seen"):
         feature_map("hidden")
     with pytest.raises(InputError, match=r"expected hidden states 'mean:5', got \['before-eos:-1'"):
         HiddenStates(6, 5)(batch())

@@ -8,7 +8,7 @@ from email.utils import format_datetime
 import pytest
 
 from spannerlm.errors import InputError
-from spannerlm.http import RETRY_S, Usage, api_key, hidden, seconds_until
+from spannerlm.http import RETRY_S, Usage, api_key, checked_url, hidden, is_address, seconds_until
 
 KEY = "sk-very/secret+key=="
 
@@ -53,3 +53,25 @@ def test_how_long_to_wait() -> None:
 
 def test_bills_add_up() -> None:
     assert Usage(1, 2, 3, 0.5) + Usage(1, 1, 1, 0.25) == Usage(2, 3, 4, 0.75)
+
+
+def test_addresses_are_checked_and_secrets_in_them_are_not_repeated() -> None:
+    assert checked_url("http://127.0.0.1:8000/v1/") == "http://127.0.0.1:8000/v1"
+    for wrong in (
+        "",
+        "localhost:8000",
+        "127.0.0.1/v1",
+        "ftp://a/b",
+        "http://",
+        "http://a:0",
+        "http://a:99999",
+        "http://[1",
+    ):
+        assert not is_address(wrong)
+        with pytest.raises(InputError, match="base_url: expected http://"):
+            checked_url(wrong)
+    for secret in ("http://ann:sesame@a/v1", "https://a/v1?key=sesame"):
+        assert is_address(secret)
+        with pytest.raises(InputError, match="put the key into key_env") as caught:
+            checked_url(secret)
+        assert "sesame" not in str(caught.value)

@@ -183,7 +183,6 @@ def test_mistakes_are_named_with_their_key(files: Path, source: str, says: str) 
     [
         ("{kind: exact}", "compare: expected a source of comparisons, function or judge, got 'exact'"),
         ("{kind: judge, url: 'http://a/v1', model: m, lowest: 1}", "compare: expected no lowest and highest"),
-        ("{kind: judge, url: 'ftp://a', model: m}", "base_url"),
         ("{kind: judge, url: 'http://u:p@a/v1', model: m}", "key_env"),
         ("{kind: judge, url: 'http://a/v1', model: m, key_env: NO_SUCH_KEY}", "NO_SUCH_KEY"),
         ("{kind: judge, url: 'http://a/v1', model: m, template: '{{'}", "template"),

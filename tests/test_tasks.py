@@ -128,4 +128,11 @@ def test_a_model_behind_a_server_is_told_where_and_how_and_nothing_of_this_machi
     assert not {"device", "dtype", "trust_remote_code"} & set(options)
     (tmp_path / "again.yaml").write_text(dump_config(config))
     assert load_config(tmp_path / "again.yaml") == config
-    assert load_task(load_config(None, [*settings, "features=hidden"])).features == "hidden"  # refused by the model
+
+
+@pytest.mark.parametrize("features", ["hidden", "[ngrams, 'before-eos:2']", "{kind: concat, parts: [hidden]}"])
+def test_hidden_states_behind_a_server_are_refused_before_anything_is_made(features: str, tmp_path: Path) -> None:
+    settings = [*files(tmp_path), "server.url=http://127.0.0.1:1/v1"]
+    assert load_task(load_config(None, settings)).features == "ngrams"
+    with pytest.raises(InputError, match=r"hidden states can be seen, got one behind a server.*set features to ngrams"):
+        load_task(load_config(None, [*settings, f"features={features}"]))

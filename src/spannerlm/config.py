@@ -52,7 +52,7 @@ class Generation(_Section):
 class Server(_Section):
     """Where ``model`` is served, if it is not loaded here: any OpenAI-compatible server (docs/SERVERS.md)."""
 
-    url: Annotated[str, Field(min_length=1)] | None = None
+    url: Annotated[str, BeforeValidator(fields.url)] | None = None
     """Such as http://127.0.0.1:8000/v1; None: the model is loaded here."""
     api: Literal["auto", "completions", "chat"] = "auto"
     key_env: str | None = None

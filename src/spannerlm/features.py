@@ -375,5 +375,8 @@ def _pooled(batch: Generated, name: str, width: int) -> FloatArray:
 
 def _width(hidden_size: int | None) -> int:
     if hidden_size is None:
-        raise InputError("features: hidden states need hidden_size, the width of the model; pass it")
+        raise InputError(
+            "features: expected a model whose hidden states can be seen, got one behind a server, or one without a "
+            "hidden_size: set features to ngrams, embeddings or encoder"
+        )
     return hidden_size

@@ -14,6 +14,7 @@ from typing import Annotated
 
 from pydantic import BeforeValidator, Field
 
+from spannerlm.http import is_address
 from spannerlm.settings import show
 
 LARGEST_COUNT = 10**9
@@ -59,6 +60,13 @@ def device(value: object) -> object:
     """A device as torch names it, or auto."""
     if isinstance(value, str) and not re.fullmatch(r"auto|cpu|mps|cuda(:\d{1,3})?", value):
         raise ValueError("expected auto, cpu, mps, cuda or cuda:0")
+    return value
+
+
+def url(value: object) -> object:
+    """The address of a server."""
+    if isinstance(value, str) and not is_address(value):
+        raise ValueError("expected http://... or https://...")
     return value
 
 

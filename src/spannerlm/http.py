@@ -47,12 +47,21 @@ class Usage:
 
 def checked_url(base_url: str) -> str:
     """The address without a slash at its end. Raises `InputError` where it is none, or holds a secret."""
-    parts = urlsplit(base_url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
+    if not is_address(base_url):
         raise InputError(f"base_url: expected http://... or https://..., got {base_url!r}")
+    parts = urlsplit(base_url)
     if parts.username is not None or parts.password is not None or parts.query:
         raise InputError("base_url: expected no password and no query in it, got one: put the key into key_env")
     return base_url.rstrip("/")
+
+
+def is_address(url: str) -> bool:
+    """Whether a text is the address of a server."""
+    try:
+        parts = urlsplit(url)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # a port that is no number, brackets that do not close
+        return False
 
 
 def checked_seconds(timeout_s: float) -> float:

@@ -99,7 +99,7 @@ class JudgeSource(_Source):
     """A language model behind a server: a rubric's score, or, for pairs, which of two is better."""
 
     kind: Literal["judge"]
-    url: Text
+    url: Annotated[str, BeforeValidator(fields.url)]
     model: Text
     template: Text | None = None
     guidelines: str = ""

@@ -15,6 +15,7 @@ from spannerlm.backends import load
 from spannerlm.config import RunConfig
 from spannerlm.dialogue import PLAIN, Form
 from spannerlm.errors import InputError
+from spannerlm.features import feature_map
 from spannerlm.functions import combined, load_compare, load_reward
 from spannerlm.inputs import behind, read_prompts
 from spannerlm.rewards import CompareFunction, NoisyComparison, NoisyReward, RewardFunction
@@ -88,6 +89,8 @@ def load_task(config: RunConfig, directory: Path | None = None, *, rewarded: boo
     split = _prompts(config, base)
     unrewarded = not rewarded and base is None and config.reward is None
     tokens = Tokens() if config.server.url is None else None
+    if config.server.url is not None and config.features is not None:
+        feature_map(config.features)  # refuses hidden states before anything is made
     function = None if unrewarded else _reward(config, base, split, directory, tokens)
     noise = config.reward_noise
     if noise is None:
