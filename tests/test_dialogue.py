@@ -127,7 +127,7 @@ def test_a_model_reads_what_its_template_makes_of_the_messages() -> None:
         assert row.responses == other.responses
     with pytest.raises(InputError, match="expected lines that begin"):
         model.generate(["a b"], 1, rng=np.random.default_rng(0))
-    with pytest.raises(ModelError, match="conversations need a chat template"):
+    with pytest.raises(ModelError, match="expected a chat template in use where they are conversations"):
         HuggingFaceModel(tiny_model("llama"), word_tokenizer(), dialogues=True)
 
 

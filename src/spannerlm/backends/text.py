@@ -38,7 +38,10 @@ class TextCodec:
                 "a system prompt needs a chat template, and none is in use; put it at the start of each prompt instead"
             )
         if self.form.dialogues and not self.templated:
-            raise ModelError("prompts that are conversations need a chat template, and none is in use")
+            raise ModelError(
+                "prompts: expected a chat template in use where they are conversations, got none: use a model whose "
+                "tokenizer has one, and leave chat_template at auto, or give each prompt as one text"
+            )
         self.tokenizer = tokenizer
         self._eos = eos
         self._known: dict[str, list[int]] = {}
